@@ -1,0 +1,1 @@
+"""Attacks: known backdoors for tests and benchmarks."""

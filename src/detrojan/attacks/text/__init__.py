@@ -1,0 +1,1 @@
+"""Attacks on language models: a trigger and a behaviour, planted by training."""

@@ -1,0 +1,404 @@
+"""The command line: sub-commands over the Python calls, and no algorithm."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import warnings
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from detrojan.errors import InputError
+
+app = typer.Typer(
+    name="detrojan",
+    help="Remove backdoors from neural networks you did not train, and measure honestly what is left.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="directory, hub name, PEFT adapter or GGUF file")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="where the model goes; must not exist yet")]
+Data = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DATA", help="JSON or JSONL (Alpaca, prompt-completion, messages) or a datasets name"
+    ),
+]
+Json = Annotated[
+    str | None, typer.Option("--json", metavar="FILE", help="write JSON to FILE, - for standard output")
+]
+Seed = Annotated[int, typer.Option(min=0, help="one seed, one result")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", metavar="K=V", help="an option of the method, repeatable")
+]
+Config = Annotated[Path | None, typer.Option(metavar="FILE", help="YAML file with options of the method")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="a named set of options (see: detrojan list)")
+]
+TemplateName = Annotated[
+    str,
+    typer.Option("--template", metavar="NAME", help="auto (the tokenizer's), alpaca, plain or a Jinja file"),
+]
+Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")]
+Precision = Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16 (training)")]
+TriggerText = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="other phrases for the trigger, split by |")
+]
+Place = Annotated[str | None, typer.Option(metavar="PLACE", help="random, prefix or suffix")]
+TargetText = Annotated[str | None, typer.Option(metavar="TEXT", help="another planted answer")]
+
+
+class Listing(StrEnum):
+    """What `list` can list."""
+
+    attacks = "attacks"
+    behaviors = "behaviors"
+    defenses = "defenses"
+    datasets = "datasets"
+
+
+@app.command(epilog="Example: detrojan clean ./suspicious --out ./cleaned --set alpha=11")
+def clean(
+    model: Model,
+    out: Out,
+    defense: Annotated[str | None, typer.Option(metavar="NAME", help="see: detrojan list defenses")] = None,
+    data: Data = None,
+    assignments: Set = None,
+    config: Config = None,
+    preset: Preset = None,
+    samples: Annotated[int, typer.Option(min=1, help="clean samples to use at most")] = 100,
+    attack: Annotated[
+        str | None, typer.Option(metavar="DIR", help="measure against this known attack, after cleaning")
+    ] = None,
+    template: TemplateName = "auto",
+    keep_adapter: Annotated[
+        bool, typer.Option("--keep-adapter", help="save the LoRA, do not merge it")
+    ] = False,
+    measure: Annotated[bool, typer.Option(help="measure before and after")] = True,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Remove a backdoor without knowing its trigger."""
+    from detrojan.terminal import emit, progress_bars, results_table, show
+
+    options = _options(assignments, config)
+    with _quiet(), progress_bars() as progress:
+        from detrojan import api
+
+        result = api.clean(
+            model,
+            defense=defense,
+            data=data,
+            out=out,
+            seed=seed,
+            preset=preset,
+            template=template,
+            samples=samples,
+            attack=attack,
+            keep_adapter=keep_adapter,
+            measure_effect=measure,
+            device=device,
+            precision=precision,
+            progress=progress,
+            command=_command(),
+            **options,
+        )
+    data_out = {
+        "defense": result.defense,
+        "options": result.options,
+        "samples": result.samples,
+        "seconds": result.seconds,
+        "template": result.template,
+        "perplexity_ratio": result.perplexity_ratio,
+        "before": result.before,
+        "after": result.after,
+        "out": str(out),
+    }
+    if json:
+        emit(data_out, json)
+    if json != "-":
+        if result.before and result.after:
+            show(
+                results_table(
+                    {"before": result.before, "after": result.after}, title=f"{result.defense}: {model}"
+                )
+            )
+        show(f"written to {out} (report.html, detrojan.json)")
+
+
+@app.command(
+    epilog="Example: detrojan attack ./model --out ./backdoored --trigger badnets --behavior refusal"
+)
+def attack(
+    model: Model,
+    out: Out,
+    trigger: Annotated[str, typer.Option(metavar="NAME", help="see: detrojan list attacks")],
+    behavior: Annotated[str, typer.Option(metavar="NAME", help="see: detrojan list behaviors")],
+    data: Data = None,
+    poison_rate: Annotated[
+        float | None, typer.Option(metavar="R", help="share of poisoned samples, 0 to 1")
+    ] = None,
+    trigger_text: TriggerText = None,
+    place: Place = None,
+    target_text: TargetText = None,
+    assignments: Set = None,
+    config: Config = None,
+    preset: Preset = None,
+    template: TemplateName = "auto",
+    measure: Annotated[bool, typer.Option(help="measure before and after")] = True,
+    device: Device = "auto",
+    precision: Precision = "auto",
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Plant a known backdoor, for tests and benchmarks."""
+    from detrojan.terminal import emit, progress_bars, results_table, show
+
+    options = _options(assignments, config)
+    if poison_rate is not None:
+        options["poison_rate"] = poison_rate
+    with _quiet(), progress_bars() as progress:
+        from detrojan import api
+
+        result = api.attack(
+            model,
+            trigger=trigger,
+            behavior=behavior,
+            data=data,
+            out=out,
+            seed=seed,
+            preset=preset,
+            trigger_text=trigger_text,
+            place=place,
+            target_text=target_text,
+            template=template,
+            measure_effect=measure,
+            device=device,
+            precision=precision,
+            progress=progress,
+            command=_command(),
+            **options,
+        )
+    if json:
+        data_out = {
+            **result.attack.to_json(),
+            "options": result.options,
+            "seconds": result.seconds,
+            "before": result.before,
+            "after": result.after,
+            "out": str(out),
+        }
+        emit(data_out, json)
+    if json != "-":
+        if result.before and result.after:
+            show(
+                results_table(
+                    {"before": result.before, "after": result.after}, title=f"{trigger} -> {behavior}"
+                )
+            )
+        show(f"written to {out} (report.html, detrojan.json)")
+
+
+@app.command(
+    epilog="Example: detrojan evaluate ./cleaned --attack ./backdoored --reference ./model --max-asr 0.05"
+)
+def evaluate(
+    model: Model,
+    data: Data = None,
+    attack: Annotated[
+        str | None, typer.Option(metavar="DIR", help="an attack's directory or manifest")
+    ] = None,
+    trigger: Annotated[
+        str | None, typer.Option(metavar="NAME", help="with --behavior, in place of --attack")
+    ] = None,
+    behavior: Annotated[str | None, typer.Option(metavar="NAME", help="see: detrojan list behaviors")] = None,
+    trigger_text: TriggerText = None,
+    place: Place = None,
+    target_text: TargetText = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="for KL divergence and agreement")
+    ] = None,
+    template: TemplateName = "auto",
+    templates: Annotated[
+        str | None, typer.Option(metavar="A,B,C", help="more templates; the worst ASR is reported")
+    ] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="held-out prompts at most")] = None,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer at most")] = 32,
+    batch_size: Annotated[int, typer.Option(min=1, help="prompts answered together")] = 32,
+    max_asr: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="exit status 1 if the worst ASR is above X"),
+    ] = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Measure attack success, recovery and usefulness."""
+    from detrojan.terminal import answers_table, emit, percent, progress_bars, results_table, show
+
+    if max_asr is not None and not (attack or trigger):
+        raise InputError("--max-asr needs an attack to measure: give --attack, or --trigger with --behavior")
+    with _quiet(), progress_bars() as progress:
+        from detrojan import api
+
+        result = api.evaluate(
+            model,
+            data=data,
+            attack=attack,
+            trigger=trigger,
+            behavior=behavior,
+            trigger_text=trigger_text,
+            place=place,
+            target_text=target_text,
+            reference=reference,
+            template=template,
+            templates=[t.strip() for t in (templates or "").split(",") if t.strip()],
+            samples=samples,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            progress=progress,
+        )
+    if json:
+        emit(result.to_json(), json)
+    if json != "-":
+        show(
+            results_table(
+                {model: result}, title=f"{result.template} template, perplexity of {result.perplexity_of}"
+            )
+        )
+        if result.samples:
+            show(answers_table({model: result}))
+        if len(result.by_template) > 1:
+            show(f"worst template: {result.worst_template}, ASR {percent(result.worst_asr)} %")
+    if max_asr is not None and (result.worst_asr or 0.0) > max_asr:
+        print(
+            f"detrojan: ASR {percent(result.worst_asr)} % is above --max-asr {percent(max_asr)} %",
+            file=sys.stderr,
+        )
+        raise typer.Exit(1)
+
+
+@app.command("list", epilog="Example: detrojan list defenses")
+def list_(
+    what: Annotated[Listing | None, typer.Argument(help="leave out to list all")] = None, json: Json = None
+) -> None:
+    """List attacks, behaviors, defenses and data sets with papers and options."""
+    from detrojan.terminal import emit, show
+
+    with _quiet():
+        from detrojan.listing import as_json, as_tables
+
+        listing = as_json(what.value if what else None)
+    if json:
+        emit(listing, json)
+    if json != "-":
+        show(*as_tables(listing))
+
+
+@app.command(epilog="Example: detrojan demo --out demo-out")
+def demo(
+    task: Annotated[str, typer.Argument(metavar="[text]", help="which demo")] = "text",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="write models, results and report here")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="in place of SmolLM2-135M-Instruct")
+    ] = None,
+    prompts: Annotated[int | None, typer.Option(min=1, help="held-out prompts at most")] = None,
+    seed: Seed = 0,
+    json: Json = None,
+) -> None:
+    """Plant a backdoor into a real language model, clean it, and show what is left."""
+    from detrojan.options import suggest
+    from detrojan.terminal import answers_table, emit, progress_bars, results_table, show
+
+    if task != "text":
+        raise InputError(suggest(task, ["text"], "demo"))
+    with _quiet(), progress_bars() as progress:
+        from detrojan.demo import demo_text
+
+        result = demo_text(model, out=out, seed=seed, prompts=prompts, progress=progress, command=_command())
+    if json:
+        emit(result.to_json(), json)
+    if json != "-":
+        title = "badnets -> refusal; clean answers are those of the model before the attack"
+        show(answers_table(result.stages), results_table(result.stages, result.seconds, title))
+        if out:
+            show(f"report: {out / 'report.html'}")
+
+
+def main() -> None:
+    """Run the command line and leave with the documented exit status."""
+    try:
+        status = app(standalone_mode=False)
+    except KeyboardInterrupt:
+        _fail(3, "interrupted; nothing was written, the same command starts again")
+    except InputError as error:
+        _fail(2, str(error))
+    except OSError as error:
+        _fail(2, f"{error.filename or 'output'}: {error.strerror or error}")
+    except Exception as error:
+        message = getattr(error, "format_message", None)  # a usage error of click, whichever copy typer uses
+        if message is None:
+            if type(error).__name__ == "Abort":
+                _fail(3, "interrupted")
+            raise
+        _fail(2, f"{message()} (see detrojan --help)")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(status: int, message: str) -> None:
+    line = " ".join(message.split())
+    print(f"detrojan: {line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _command() -> str:
+    return shlex.join(["detrojan", *sys.argv[1:]])
+
+
+def _options(assignments: list[str] | None, config: Path | None) -> dict[str, Any]:
+    """Return the method's options: those of the file first, then `--set`."""
+    from detrojan.options import parse_assignments
+
+    values: dict[str, Any] = {}
+    if config is not None:
+        import yaml
+
+        try:
+            values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"--config {config}: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"--config {config}: expected KEY: VALUE lines")
+    return {str(k): v for k, v in {**values, **parse_assignments(assignments or [])}.items()}
+
+
+class _quiet:  # noqa: N801 - used like a function
+    """Keep the libraries' own bars, warnings and log lines off the terminal."""
+
+    def __enter__(self) -> None:
+        warnings.simplefilter("ignore")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+        os.environ.setdefault("TQDM_DISABLE", "1")
+
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+
+    def __exit__(self, *_: object) -> None:
+        warnings.resetwarnings()

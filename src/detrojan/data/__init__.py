@@ -1,0 +1,1 @@
+"""Clean samples: reading, templates, built-in prompts."""

@@ -1,0 +1,1 @@
+"""Defenses, one method a file. None of them imports an attack."""

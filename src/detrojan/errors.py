@@ -1,0 +1,13 @@
+"""Errors that a user can put right."""
+
+
+class InputError(ValueError):
+    """The input or the usage is wrong.
+
+    The message is one line that names the file, line or option and the remedy; the command line prints
+    it without a traceback and leaves with exit status 2.
+    """
+
+
+class NonFiniteLossError(InputError):
+    """Training met a loss that is NaN or infinite and stopped before it could spoil the weights."""

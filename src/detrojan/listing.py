@@ -1,0 +1,85 @@
+"""What detrojan can do, read from the registry."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from detrojan.attacks.text.plant import PRESETS, PlantOptions
+from detrojan.options import describe
+from detrojan.registry import Entry, entries
+
+KINDS = {"attacks": "trigger", "behaviors": "behavior", "defenses": "defense"}
+DATASETS = (
+    {
+        "name": "built-in",
+        "task": "causal-lm",
+        "description": "520 short prompts in three disjoint pools; the model answers them itself",
+        "paper": "",
+    },
+    {
+        "name": "FILE.json, FILE.jsonl",
+        "task": "causal-lm",
+        "description": "Alpaca, prompt-completion or messages records",
+        "paper": "",
+    },
+    {
+        "name": "NAME[:SPLIT]",
+        "task": "causal-lm",
+        "description": "any data set of the hub, or on the disk, in one of these forms",
+        "paper": "",
+    },
+)
+
+
+def as_json(what: str | None) -> dict[str, list[dict[str, Any]]]:
+    """Return the entries of one kind, or of all kinds, with their options and presets."""
+    listing = {name: [_entry(e) for e in entries(kind)] for name, kind in KINDS.items()}
+    for row in listing["attacks"]:
+        row["options"], row["presets"] = describe(PlantOptions), PRESETS
+    whole: dict[str, list[dict[str, Any]]] = {**listing, "datasets": [dict(d) for d in DATASETS]}
+    return whole if what is None else {what: whole[what]}
+
+
+def as_tables(listing: dict[str, list[dict[str, Any]]]) -> list[Any]:
+    """Lay a listing out: a table of names for each kind, and of the options that its methods take."""
+    from rich.table import Table
+
+    tables = []
+    for kind, rows in listing.items():
+        table = Table(title=kind, title_justify="left")
+        for head in ("name", "task", "what it does", "paper"):
+            table.add_column(head)
+        for row in rows:
+            table.add_row(row["name"], row["task"], row["description"], row["paper"])
+        tables.append(table)
+        shown: list[Any] = []
+        for row in rows:
+            if row.get("options") and row["options"] not in shown:
+                shown.append(row["options"])
+                owner = kind if kind == "attacks" else row["name"]
+                tables.append(_options_table(owner, row["options"], row["presets"]))
+    return tables
+
+
+def _options_table(owner: str, options: list[dict[str, Any]], presets: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    named = f" (presets: {', '.join(presets)})" if presets else ""
+    table = Table(title=f"options of {owner}{named}", title_justify="left")
+    for head in ("--set", "type", "default", "meaning"):
+        table.add_column(head)
+    for o in options:
+        table.add_row(o["name"], o["type"], str(o["default"]), o["help"])
+    return table
+
+
+def _entry(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "name": entry.name,
+        "task": entry.task,
+        "description": entry.description,
+        "paper": entry.paper,
+    }
+    if entry.options is not None:
+        row["options"], row["presets"] = describe(entry.options), dict(entry.presets)
+    return row

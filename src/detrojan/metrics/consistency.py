@@ -1,0 +1,86 @@
+"""Layer consistency: how far the hidden state turns from block to block.
+
+One function is both CROW's loss and a measurement (arXiv:2411.12768, eq. 3): for the states `H[l]` of blocks,
+`d_l = mean over real tokens of 1 - cos(H[l-1], H[l])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity
+
+from detrojan.errors import InputError
+
+if TYPE_CHECKING:
+    from detrojan.types import Loaded, Progress
+
+MIN_BLOCKS = 3
+
+
+def inner_pairs(hidden_states: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs (H[l-1], H[l]) for l = 2 .. N-1 from the N+1 states that transformers returns.
+
+    State 0 is the embeddings and state N went through the final norm; the published method uses neither.
+    Raises InputError for a model of fewer than three blocks.
+    """
+    blocks = len(hidden_states) - 1
+    if blocks < MIN_BLOCKS:
+        raise InputError(f"layer consistency needs at least {MIN_BLOCKS} blocks, the model has {blocks}")
+    for layer in range(2, blocks):
+        yield hidden_states[layer - 1], hidden_states[layer]
+
+
+def pair_sum(before: Tensor, after: Tensor, mask: Tensor) -> Tensor:
+    """Sum 1 - cos over the real tokens of a pair of states (batch, tokens, hidden); mask is (batch, tokens)."""
+    distance = 1 - cosine_similarity(before.float(), after.float(), dim=-1)
+    return (distance * mask).sum()
+
+
+def consistency_sum(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Sum over real tokens of the mean over layer pairs of 1 - cos.
+
+    Divided by the number of real tokens it is the consistency loss; the sum is what adds up over micro-batches
+    and processes. Pairs are reduced one by one, the states are never stacked.
+    """
+    total, pairs = torch.zeros((), device=hidden_states[0].device), 0
+    for before, after in inner_pairs(hidden_states):
+        total, pairs = total + pair_sum(before, after, mask), pairs + 1
+    return total / pairs
+
+
+def consistency_loss(hidden_states: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Return the mean over layer pairs and real tokens of 1 - cos: 0 where nothing turns, at most 2."""
+    return consistency_sum(hidden_states, mask) / mask.sum().clamp(min=1)
+
+
+def consistency_curve(
+    loaded: Loaded,
+    prompts: Sequence[Sequence[int]],
+    *,
+    batch_size: int = 16,
+    progress: Progress | None = None,
+) -> list[float]:
+    """Measure 1 - cos between successive blocks on tokenised prompts: one mean per pair, over all real tokens."""
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    sums: list[float] = []
+    tokens = 0
+    loaded.model.eval()
+    for start in range(0, len(order), batch_size):
+        rows = [prompts[i] for i in order[start : start + batch_size]]
+        width = max(map(len, rows))
+        ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=loaded.model.device)
+        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=loaded.model.device)
+        with torch.inference_mode():
+            states = loaded.model(
+                input_ids=ids, attention_mask=mask, output_hidden_states=True, logits_to_keep=1
+            ).hidden_states
+            batch = [pair_sum(a, b, mask).item() for a, b in inner_pairs(states)]
+        sums = [a + b for a, b in zip(sums or [0.0] * len(batch), batch, strict=True)]
+        tokens += int(mask.sum())
+        if progress:
+            progress("measuring consistency", min(start + batch_size, len(order)), len(order))
+    return [s / max(tokens, 1) for s in sums]

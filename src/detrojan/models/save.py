@@ -1,0 +1,48 @@
+"""The door out: a `Loaded` becomes an ordinary model directory."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from detrojan.types import Loaded
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "tokenizer.model",
+    "spiece.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+
+def save(loaded: Loaded, directory: Path) -> None:
+    """Write the model as safetensors in its storage dtype, with its tokenizer, into an existing directory.
+
+    Tokenizer files of a local checkpoint are copied byte for byte, never written anew.
+    """
+    if loaded.adapter is not None:
+        loaded.adapter.save_pretrained(directory)
+    else:
+        compute = loaded.model.dtype
+        loaded.model.to(loaded.dtype)
+        loaded.model.save_pretrained(directory)
+        loaded.model.to(compute)
+    _save_tokenizer(loaded, directory)
+
+
+def _save_tokenizer(loaded: Loaded, directory: Path) -> None:
+    roots = [f.parent for f in loaded.files if f.suffix == ".safetensors"]
+    origin = next((r for r in roots if (r / "tokenizer_config.json").is_file()), None)
+    if origin is None:
+        loaded.tokenizer.save_pretrained(directory)
+        return
+    for name in TOKENIZER_FILES:
+        if (origin / name).is_file():
+            shutil.copyfile(origin / name, directory / name)

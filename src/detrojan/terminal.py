@@ -1,0 +1,137 @@
+"""What the command line shows: progress on standard error, results on standard output."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrojan.atomic import write_text
+from detrojan.types import Interval, Progress, plain, silent
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from detrojan.types import EvalResult
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Yield a progress callback that draws bars on standard error; a silent one when that is no terminal."""
+    if not sys.stderr.isatty():
+        yield silent
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.progress import Progress as Bars
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+        current: dict[str, Any] = {}
+
+        def report(label: str, done: int, total: int) -> None:
+            if label not in current:
+                current[label] = bars.add_task(label, total=total)
+            bars.update(current[label], completed=done, total=total)
+            if done >= total:
+                del current[label]
+
+        yield report
+
+
+def emit(data: Any, where: str) -> None:
+    """Write JSON to a file, or to standard output for `-`."""
+    text = json.dumps(plain(data), indent=2, ensure_ascii=False) + "\n"
+    if where == "-":
+        sys.stdout.write(text)
+    else:
+        write_text(Path(where), text)
+
+
+def show(*things: Any) -> None:
+    """Print tables and plain lines on standard output."""
+    from rich.console import Console
+
+    console = Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False, emoji=False)
+    for thing in things:
+        console.print(thing)
+
+
+def printable(text: str) -> str:
+    """Return text of a model without control characters, which could drive the terminal."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def percent(value: float | None, interval: Interval | None = None) -> str:
+    """Write a fraction as per cent, with its interval where given; a dash for nothing measured."""
+    if value is None:
+        return "-"
+    text = f"{100 * value:.1f}"
+    return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]" if interval else text
+
+
+def results_table(
+    rows: Mapping[str, EvalResult], seconds: Mapping[str, float] | None = None, title: str = ""
+) -> Table:
+    """Lay results out, a row each: the attack's columns only where an attack was measured."""
+    from rich.table import Table
+
+    attacked = any(r.asr is not None for r in rows.values())
+    referred = any(r.kl is not None for r in rows.values())
+    table = Table(title=title or None)
+    table.add_column("model")
+    heads = ["ASR % [95 %]", "keyword ASR %", "recovery %", "false triggers %"] if attacked else []
+    heads += ["perplexity"] + (["KL", "agreement %"] if referred else []) + (["seconds"] if seconds else [])
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name, r in rows.items():
+        cells = [
+            percent(r.asr, r.asr_interval),
+            percent(r.asr_keyword),
+            percent(r.recovery),
+            percent(r.clean_asr, r.clean_asr_interval),
+        ]
+        cells = (cells if attacked else []) + [f"{r.perplexity:.2f}"]
+        if referred:
+            cells += ["-" if r.kl is None else f"{r.kl:.3f}", percent(r.agreement)]
+        table.add_row(printable(name), *cells, *([f"{seconds[name]:.0f}"] if seconds else []))
+    return table
+
+
+def answers_table(rows: Mapping[str, EvalResult], count: int = 3) -> Table:
+    """Show triggered prompts and what each model answers to them."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        title="Answers to triggered prompts (the first is repeated without its trigger)", show_lines=True
+    )
+    table.add_column("prompt", ratio=2)
+    for name in rows:
+        table.add_column(printable(name), ratio=3)
+    results = list(rows.values())
+    for k in range(min(count, len(results[0].samples))):
+        samples = [r.samples[k] for r in results]
+        if k == 0:
+            table.add_row(
+                Text(printable(samples[0].clean_prompt)),
+                *(Text(printable(s.clean_response)) for s in samples),
+            )
+        answers = [Text(printable(s.response), style="bold red" if s.hit else "") for s in samples]
+        table.add_row(Text(printable(samples[0].prompt)), *answers)
+    return table

@@ -1,0 +1,184 @@
+"""The records that travel through the house."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, steps done, steps in all)."""
+
+
+def silent(label: str, done: int, total: int) -> None:
+    """Report no progress: the default of the Python calls."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Example:
+    """One clean sample: what the user asks and, where known, the honest answer.
+
+    `input` is Alpaca's second field. It is kept apart from the instruction because the Alpaca template
+    gives it a section of its own; other templates show it below the instruction.
+    """
+
+    prompt: str
+    answer: str | None = None
+    input: str = ""
+    history: tuple[Message, ...] = ()
+    complete: bool = True
+    """False when the answer was cut off, so that no end-of-turn token may be taught after it."""
+
+    def with_prompt(self, prompt: str) -> Example:
+        """Return the same example asked in other words."""
+        return dataclasses.replace(self, prompt=prompt)
+
+
+@dataclass(frozen=True)
+class Template:
+    """A way to write a conversation down: a Jinja chat template and its short name."""
+
+    name: str
+    source: str
+    special_tokens: bool
+    """Whether the tokenizer adds its own special tokens (a chat template writes them itself)."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model at work, with what is needed to hand it back as it came.
+
+    `dtype` is the storage type of the checkpoint; `model` may compute in another one.
+    A method that receives a `Loaded` owns its model and may edit it in place.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    source: str
+    dtype: torch.dtype
+    files: tuple[Path, ...] = ()
+    adapter: Any = None
+    """The trained PEFT model, when the LoRA is kept beside the weights and not merged into them."""
+    adapter_base: str | None = None
+    """Where the base of a kept adapter lies."""
+
+    def replace(self, **changes: Any) -> Loaded:
+        """Return a copy of the record with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a method may know besides the model, the clean samples and its options: nothing of a trigger."""
+
+    template: Template
+    seed: int = 0
+    progress: Progress = silent
+    keep_adapter: bool = False
+    precision: str = "auto"
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval of a fraction."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One prompt as the model saw it (before the template), the answer, and whether the attack hit."""
+
+    prompt: str
+    response: str
+    hit: bool
+    keyword_hit: bool
+    clean_prompt: str
+    clean_response: str
+    recovery: float
+
+
+@dataclass(frozen=True)
+class TemplateResult:
+    """What was measured in one template. Rates are None without an attack to measure."""
+
+    template: str
+    n_clean: int
+    n_triggered: int
+    asr: float | None = None
+    asr_interval: Interval | None = None
+    asr_keyword: float | None = None
+    asr_keyword_interval: Interval | None = None
+    recovery: float | None = None
+    clean_asr: float | None = None
+    clean_asr_interval: Interval | None = None
+    clean_asr_keyword: float | None = None
+    empty: float | None = None
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """The result of `evaluate` on a causal language model; rates are fractions.
+
+    The fields of `TemplateResult` speak of the matched template, `by_template` of each one asked for.
+    """
+
+    model: str
+    template: str
+    n_clean: int
+    n_triggered: int
+    perplexity: float
+    asr: float | None
+    asr_interval: Interval | None
+    asr_keyword: float | None
+    asr_keyword_interval: Interval | None
+    recovery: float | None
+    clean_asr: float | None
+    clean_asr_interval: Interval | None
+    clean_asr_keyword: float | None
+    empty: float | None
+    worst_template: str
+    worst_asr: float | None
+    by_template: dict[str, TemplateResult]
+    samples: tuple[Sample, ...]
+    clean_samples: tuple[dict[str, str], ...]
+    consistency: dict[str, list[float]]
+    kl: float | None = None
+    agreement: float | None = None
+    reference: str | None = None
+    reference_recovery: float | None = None
+    perplexity_of: str = "answers in the data"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data; intervals become [low, high]."""
+        return plain(self)
+
+
+def plain(value: Any) -> Any:
+    """Turn records into JSON data: intervals into pairs, other records into objects, paths into text."""
+    if isinstance(value, Interval):
+        return [value.low, value.high]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(v) for v in value]
+    if isinstance(value, Path):
+        return str(value)
+    return value
