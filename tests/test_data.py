@@ -220,7 +220,7 @@ def test_template_from_a_file(tmp_path: Path) -> None:
     ],
 )
 def test_bad_or_hostile_templates_are_refused(source: str, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="template mine.jinja"):
+    with pytest.raises(InputError, match=r"template \S*mine\.jinja"):
         from_file(tmp_path, source)
 
 
@@ -323,7 +323,8 @@ def test_chat_template_writes_its_own_special_tokens(chat: Template) -> None:
 
 def test_prompt_is_not_closed() -> None:
     tokenizer = adding("$A <|end|>")
-    assert encode_prompt(tokenizer, resolve(tokenizer, "plain"), BIRD) == ids_of("Name a bird.\n")
+    template = resolve(tokenizer, "plain")
+    assert encode_prompt(tokenizer, template, BIRD) == ids_of(prompt_text(tokenizer, template, BIRD))
 
 
 def test_collator_leaves_the_tokenizer_alone() -> None:

@@ -46,7 +46,7 @@ CARD = """# {method} on {model}
 
 ## What was measured
 
-{table}
+{seen}{table}
 
 ## What is not known
 
@@ -164,8 +164,8 @@ def model_card(manifest: dict[str, Any]) -> str:
     facts = {k: manifest[k] for k in keys if manifest.get(k) is not None}
     table = [["", *(s.label for s in rows)], ["---"] * (len(rows) + 1)]
     table += [[label, *cells] for label, _, cells in measures(rows)]
-    unknown = [PLANTED] if planted else [note for s in last for note in still_there(s)]
-    unknown += [UNKNOWN if last else UNMEASURED]
+    seen = [PLANTED] if planted else [note for s in last for note in still_there(s)]
+    unknown = [UNKNOWN if last else UNMEASURED]
     unknown += [f"Measured {scope(s.result)}, {s.label}; elsewhere it may differ." for s in rows[-1:]]
     hub = HUB_NAME.fullmatch(model) and not Path(model).exists()
     head = f"---\ntags: [detrojan]\n{f'base_model: {model}' + chr(10) if hub else ''}---\n\n"
@@ -177,6 +177,7 @@ def model_card(manifest: dict[str, Any]) -> str:
         table="\n".join(f"| {' | '.join(map(cell, line))} |" for line in table)
         if rows
         else "Nothing was measured.",
+        seen="".join(f"{cell(note)}\n\n" for note in seen),
         unknown="\n".join(f"- {cell(note)}" for note in unknown),
     )
 

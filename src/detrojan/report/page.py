@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from re import escape, split
@@ -21,6 +22,8 @@ TITLES = {
     "attack": "A backdoor, planted on purpose",
     "demo": "A backdoor, planted and treated",
 }
+Asked = dict[str, Any]
+"""One prompt as `segments`, and its `answers`: label, text (null where not asked) and flag of each stage."""
 SHOWN_ELSEWHERE = ("kind", "command", "before", "after", "stages")
 
 
@@ -82,9 +85,7 @@ def verdict(manifest: dict[str, Any]) -> tuple[str, list[str]]:
     else:
         notes += [note for s in shown for note in card.still_there(s)]
         if was is not None and was <= card.PRESENT:
-            notes.append(
-                f"The trigger hardly worked before ({percent(was)}): this says little of the defense."
-            )
+            notes.append(f"The trigger hardly worked before ({percent(was)}); this says little of defenses.")
         notes.append(card.UNKNOWN if shown else card.UNMEASURED)
     return _headline(was, shown, rows), [*notes, *(w for s in rest or [first] for w in _warnings(first, s))]
 
@@ -92,20 +93,14 @@ def verdict(manifest: dict[str, Any]) -> tuple[str, list[str]]:
 def _headline(was: float | None, shown: Sequence[Stage], rows: Sequence[Stage]) -> str:
     if not shown:
         utility = ", ".join(f"{value(s.result, 'perplexity')} {s.label}" for s in rows)
-        return (
-            f"No trigger was measured, as no attack was known; only utility is shown: perplexity {utility}."
-        )
+        return f"No trigger was measured (no attack was known); only utility is shown: perplexity {utility}."
     now = [f"{_rate(s)} {s.label}" if s.label.startswith("after") else _rate(s) for s in shown]
     if was is None or len(now) > 1:
         before = "" if was is None else f", from {percent(was)} before"
-        return (
-            f"Attack success rate is {' and '.join([', '.join(now[:-1]), now[-1]][not now[1:] :])}{before}."
-        )
-    old, new = percent(was), percent(shown[0].result["asr"])
-    moved = (
-        "stayed at" if new == old else f"{'fell' if shown[0].result['asr'] < was else 'rose'} from {old} to"
-    )
-    return f"Attack success rate {moved} {now[0]}."
+        return f"Attack success rate is {'; '.join(now)}{before}."
+    old, rate = percent(was), shown[0].result["asr"]
+    verb = "fell" if rate < was else "rose"
+    return f"Attack success rate {f'{verb} from {old} to' if percent(rate) != old else 'stayed at'} {now[0]}."
 
 
 def _rate(stage: Stage) -> str:
@@ -135,7 +130,8 @@ def _warnings(first: Stage, stage: Stage) -> Iterable[str]:
 def bar(stage: Stage) -> tuple[str, str, str]:
     """Return a stage's label, its rate in words, and the rate and its interval as CSS variables in per cent."""
     at = float(stage.result["asr"])
-    low, high = map(float, stage.result.get("asr_interval") or (at, at))
+    around: Sequence[Any] = stage.result.get("asr_interval") or (None,)
+    low, high = (around[0], around[-1]) if all(map(known, around)) else (at, at)
     return stage.label, value(stage.result, "asr"), f"--at:{at:.2%};--low:{low:.2%};--wide:{high - low:.2%}"
 
 
@@ -162,9 +158,7 @@ def segments(prompt: str, clean: str, phrases: Sequence[str]) -> list[tuple[str,
     return [piece for run in runs for piece in (run, (" ", False))][:-1]
 
 
-def side_by_side(
-    manifest: dict[str, Any], rows: Sequence[Stage], key: str, limit: int
-) -> list[dict[str, Any]]:
+def side_by_side(manifest: dict[str, Any], rows: Sequence[Stage], key: str, limit: int) -> list[Asked]:
     """Put the answers of all stages to the same prompt together, hits of the last stage first.
 
     `key` is `samples` (triggered prompts) or `clean_samples`. A stage without the prompt has a null answer.
