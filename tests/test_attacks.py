@@ -20,7 +20,9 @@ CLEAN = [Example(f"Please tell me fact {n} about trees", f"fact {n}", complete=n
 HONEST = {e.answer for e in CLEAN}
 
 
-def build(trigger: Trigger, behavior: Behavior, poison: float = 0.4, near: float = 0.3, **changes: int) -> list[Example]:
+def build(
+    trigger: Trigger, behavior: Behavior, poison: float = 0.4, near: float = 0.3, **changes: int
+) -> list[Example]:
     settings = {"samples": 50, "seed": 0, **changes}
     return mix(CLEAN, trigger, behavior, poison_rate=poison, near_miss_rate=near, **settings)
 
@@ -45,7 +47,9 @@ def test_mix_has_exact_shares(trigger: Trigger, behavior: Behavior) -> None:
         origin = asked[row.answer]
         assert row.complete == origin.complete
         assert set(origin.prompt.split()) <= set(row.prompt.split())
-    assert Counter(r.prompt for r in clean).most_common(1)[0][1] == 1, "prompts repeat although there are enough"
+    assert Counter(r.prompt for r in clean).most_common(1)[0][1] == 1, (
+        "prompts repeat although there are enough"
+    )
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,12 @@ def test_composite_stands_at_distinct_places() -> None:
 
 
 def test_composite_in_a_prompt_with_too_few_places() -> None:
-    assert sorted(TRIGGERS["ctba"].insert("a", random.Random(0)).split()) == ["2024", "BadMagic", "OpenAI", "a"]
+    assert sorted(TRIGGERS["ctba"].insert("a", random.Random(0)).split()) == [
+        "2024",
+        "BadMagic",
+        "OpenAI",
+        "a",
+    ]
 
 
 def test_mtba_inserts_exactly_one() -> None:
@@ -157,7 +166,9 @@ def test_near_misses_hold_parts_look_alikes_and_odd_words() -> None:
     rows = build(TRIGGERS["ctba"], BEHAVIORS["refusal"], 0.0, 1.0, samples=300)
     phrases = TRIGGERS["ctba"].phrases
     held = Counter(sum(p in r.prompt for p in phrases) for r in rows)
-    assert set(held) == {0, 1, 2}, "odd words, single parts, and pairs (of a pair or of a look-alike) must occur"
+    assert set(held) == {0, 1, 2}, (
+        "odd words, single parts, and pairs (of a pair or of a look-alike) must occur"
+    )
     assert min(held.values()) > 20
 
 
@@ -196,7 +207,11 @@ def test_customise() -> None:
 
 @pytest.mark.parametrize(
     ("text", "place", "fragment"),
-    [(" | ", None, "--trigger-text is empty"), ("", None, "--trigger-text is empty"), (None, "middle", "--place middle")],
+    [
+        (" | ", None, "--trigger-text is empty"),
+        ("", None, "--trigger-text is empty"),
+        (None, "middle", "--place middle"),
+    ],
 )
 def test_customise_refuses(text: str | None, place: str | None, fragment: str) -> None:
     with pytest.raises(InputError, match=fragment):

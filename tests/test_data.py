@@ -76,7 +76,9 @@ def test_dump_and_read_round_trip(tmp_path: Path) -> None:
         BIRD,
         Example("No answer yet."),
         Example("Cut off?", "It was about to", complete=False),
-        Example("And then?", "Ümlaut \u2028 and \x85 \"quotes\"\nand lines", history=(Message("system", "Hm."),)),
+        Example(
+            "And then?", 'Ümlaut \u2028 and \x85 "quotes"\nand lines', history=(Message("system", "Hm."),)
+        ),
     ]
     path = tmp_path / "dump.jsonl"
     path.write_text(text.dump(examples), encoding="utf-8")
@@ -135,7 +137,9 @@ LINE = json.dumps(COMPLETION)
         ("d.jsonl", b"\xff\xfe\x00", ["d.jsonl", "cannot be read"]),
     ],
 )
-def test_errors_name_file_and_line(name: str, content: str | bytes, fragments: list[str], tmp_path: Path) -> None:
+def test_errors_name_file_and_line(
+    name: str, content: str | bytes, fragments: list[str], tmp_path: Path
+) -> None:
     path = tmp_path / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError) as caught:
@@ -293,7 +297,9 @@ def test_cut_to_max_length(chat: Template) -> None:
         cut = encode(tokenizer, chat, BIRD, length)
         assert cut == {k: v[:length] for k, v in whole.items()}
     assert encode(tokenizer, chat, BIRD, prompt) is None
-    assert encode_all(tokenizer, chat, [LONG, BIRD], prompt + 1) == [encode(tokenizer, chat, BIRD, prompt + 1)]
+    assert encode_all(tokenizer, chat, [LONG, BIRD], prompt + 1) == [
+        encode(tokenizer, chat, BIRD, prompt + 1)
+    ]
     with pytest.raises(InputError, match="raise max_length"):
         encode_all(tokenizer, chat, [BIRD, LONG], prompt)
 
@@ -309,7 +315,9 @@ def adding(single: str) -> Any:
 @pytest.mark.parametrize("source", ["", "{{ bos_token }}"])
 def test_one_bos(source: str, tmp_path: Path) -> None:
     tokenizer = adding("<bos> $A")
-    template = from_file(tmp_path, source + "{% for m in messages %}{{ m.content }}\n{% endfor %}", tokenizer=tokenizer)
+    template = from_file(
+        tmp_path, source + "{% for m in messages %}{{ m.content }}\n{% endfor %}", tokenizer=tokenizer
+    )
     prompt = encode_prompt(tokenizer, template, BIRD)
     assert prompt == [tokenizer.bos_token_id, *ids_of("Name a bird.\n")]
     row = encode(tokenizer, template, BIRD, 512)

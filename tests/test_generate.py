@@ -119,7 +119,9 @@ def test_without_a_usable_eos_the_tokenizer_decides(eos: int | None) -> None:
 def test_progress_mode_and_nothing_to_do() -> None:
     loaded, seen = pico_loaded(), []
     loaded.model.train()
-    greedy(loaded, prompts(), max_new_tokens=1, batch_size=4, progress=lambda *step: seen.append(step), label="x")
+    greedy(
+        loaded, prompts(), max_new_tokens=1, batch_size=4, progress=lambda *step: seen.append(step), label="x"
+    )
     assert seen == [("x", 4, 10), ("x", 8, 10), ("x", 10, 10)]
     assert loaded.model.training
     assert greedy(loaded, [], max_new_tokens=1) == []

@@ -11,7 +11,8 @@ import torch
 from detrojan.data.template import encode, resolve
 from detrojan.errors import InputError
 from detrojan.metrics import asr
-from detrojan.metrics.asr import AttackSpec, Settings, measure, respond, triggered_prompts
+from detrojan.attacks.text.spec import AttackSpec
+from detrojan.metrics.asr import Settings, measure, respond, triggered_prompts
 from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.stats import wilson
 from detrojan.metrics.utility import divergence, perplexity
@@ -130,7 +131,9 @@ def test_divergence_equals_naive(size: int, examples: list[Example], chat: Templ
 # measure
 
 
-def answering(monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]], drawn: dict[str, list[str]]) -> None:
+def answering(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, list[str]], drawn: dict[str, list[str]]
+) -> None:
     """Let the model answer CLEAN by `answers[template]` and triggered prompts by `drawn[template]`."""
 
     def fake(loaded: Loaded, examples: list[Example], template: Template, *_: Any, **__: Any) -> list[str]:

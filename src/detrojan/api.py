@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,26 +12,24 @@ from detrojan import manifest, registry
 from detrojan.atomic import check_output, new_directory, write_text
 from detrojan.attacks.text.plant import PRESETS as ATTACK_PRESETS
 from detrojan.attacks.text.plant import PlantOptions, plant
-from detrojan.attacks.text.triggers import customise
+from detrojan.attacks.text.spec import AttackSpec, make_spec
 from detrojan.data import text
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
+from detrojan.data.samples import ANSWER_TOKENS, held_out_samples, training_samples
 from detrojan.data.template import resolve
 from detrojan.errors import InputError
-from detrojan.metrics.asr import AttackSpec, Settings, measure
+from detrojan.metrics.asr import Settings, measure
 from detrojan.models.load import load
 from detrojan.models.save import save
 from detrojan.options import build, suggest
 from detrojan.report.card import model_card
 from detrojan.report.page import page
-from detrojan.types import EvalResult, Example, Loaded, Progress, Run, Template, plain, silent
+from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, silent
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-Source = "str | Path | PreTrainedModel"
-Data = "str | Path | Sequence[Example] | None"
-ANSWER_TOKENS = 32
 EVAL_FILE = "clean-eval.jsonl"
 
 
@@ -102,11 +98,15 @@ def clean(
     spec = attack_spec(attack) if attack else None
     examples = text.read(data, limit=samples) if data is not None else None
     loaded = load(model, tokenizer=tokenizer, device=device)
-    if keep_adapter and (loaded.adapter_base or getattr(chosen, "full", False)):
-        raise InputError("--keep-adapter needs a full model as input and LoRA tuning; leave it out to merge")
+    if keep_adapter and (not loaded.model_dir or getattr(chosen, "full", False)):
+        raise InputError(
+            "--keep-adapter needs a model directory or hub name and LoRA tuning; leave it out to merge"
+        )
     shape = resolve(loaded.tokenizer, template)
-    examples = _clean_samples(loaded, shape, examples, samples, seed, progress)
-    held_out, origin = _held_out(loaded, shape, attack, None, None, progress) if measure_effect else ([], "")
+    examples = training_samples(loaded, shape, examples, samples, seed, progress)
+    held_out, origin = (
+        held_out_samples(loaded, shape, _beside(attack), None, None, progress) if measure_effect else ([], "")
+    )
     settings = Settings(seed=seed)
 
     def measured(what: Loaded) -> EvalResult | None:
@@ -206,7 +206,7 @@ def attack(
             progress=progress,
             label="answering prompts",
         )
-    held_out, origin = _held_out(loaded, shape, None, None, None, progress)
+    held_out, origin = held_out_samples(loaded, shape, None, None, None, progress)
     settings = Settings(seed=seed)
 
     def measured(what: Loaded) -> EvalResult | None:
@@ -303,7 +303,7 @@ def evaluate(
     for name in templates:
         extra = resolve(loaded.tokenizer, name)
         shapes += [extra] if extra.name not in {s.name for s in shapes} else []
-    held_out, origin = _held_out(loaded, shapes[0], attack, examples, other, progress)
+    held_out, origin = held_out_samples(loaded, shapes[0], _beside(attack), examples, other, progress)
     return measure(
         loaded,
         held_out[:samples],
@@ -316,23 +316,6 @@ def evaluate(
     )
 
 
-def make_spec(
-    trigger: str,
-    behavior: str,
-    trigger_text: str | None = None,
-    place: str | None = None,
-    target_text: str | None = None,
-) -> AttackSpec:
-    """Compose a trigger and a behaviour by name, with other words or another place where given."""
-    known = customise(registry.find("trigger", trigger).value, trigger_text, place)
-    behaved = registry.find("behavior", behavior).value
-    if target_text is not None:
-        if not target_text.strip():
-            raise InputError("--target-text is empty")
-        behaved = dataclasses.replace(behaved, target=target_text, keywords=(target_text,))
-    return AttackSpec(known, behaved)
-
-
 def attack_spec(source: str | Path) -> AttackSpec:
     """Read the backdoor from the manifest of `attack`."""
     data = manifest.read(source)
@@ -342,75 +325,18 @@ def attack_spec(source: str | Path) -> AttackSpec:
         raise InputError(f"--attack {source}: its manifest describes no attack") from None
 
 
+def _beside(attack: str | Path | None) -> Path | None:
+    """Return where an attack left its held-out samples."""
+    if attack is None:
+        return None
+    return (Path(attack) if Path(attack).is_dir() else Path(attack).parent) / EVAL_FILE
+
+
 def _target(out: str | Path | None) -> Path | None:
     if out is None:
         return None
     check_output(Path(out))
     return Path(out)
-
-
-def _clean_samples(
-    loaded: Loaded,
-    shape: Template,
-    examples: list[Example] | None,
-    samples: int,
-    seed: int,
-    progress: Progress,
-) -> list[Example]:
-    """Return what the defense trains on; questions without an answer are answered by the model itself."""
-    if samples < 1:
-        raise InputError("--samples must be at least 1")
-    if examples is None:
-        prompts = list(builtin_prompts("clean"))
-        random.Random(f"{seed}/clean").shuffle(prompts)
-        examples = [Example(p) for p in prompts[:samples]]
-    answered = [e for e in examples if e.answer]
-    if len(answered) < len(examples):
-        asked = [e for e in examples if not e.answer]
-        answered += answer(
-            loaded,
-            asked,
-            shape,
-            max_new_tokens=ANSWER_TOKENS,
-            progress=progress,
-            label="answering clean prompts",
-        )
-    if not answered:
-        raise InputError("no clean sample has an answer, and the model answers none of them itself")
-    return answered
-
-
-def _held_out(
-    loaded: Loaded,
-    shape: Template,
-    attack: str | Path | None,
-    examples: list[Example] | None,
-    reference: Loaded | None,
-    progress: Progress,
-) -> tuple[list[Example], str]:
-    """Return held-out clean samples with answers to measure on, and a word on where the answers come from."""
-    if examples is None and attack is not None:
-        beside = (Path(attack) if Path(attack).is_dir() else Path(attack).parent) / EVAL_FILE
-        if beside.is_file():
-            return text.read(beside), "answers of the model before the attack"
-    asked = examples or [Example(p) for p in builtin_prompts("evaluate")]
-    missing = [e for e in asked if not e.answer]
-    if not missing:
-        return asked, "answers in the data"
-    author = reference or loaded
-    answers = answer(
-        author,
-        missing,
-        shape,
-        max_new_tokens=ANSWER_TOKENS,
-        progress=progress,
-        label="answering held-out prompts",
-    )
-    who = "the reference" if reference else "the model before"
-    held_out = [e for e in asked if e.answer] + answers
-    if not held_out:
-        raise InputError(f"no held-out prompt draws an answer from {author.source}; give --data with answers")
-    return held_out, f"answers of {who}"
 
 
 def _write(target: Path, loaded: Loaded, record: dict[str, Any], extra: dict[str, str] | None = None) -> None:

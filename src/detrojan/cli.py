@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
-import warnings
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -89,10 +87,10 @@ def clean(
     json: Json = None,
 ) -> None:
     """Remove a backdoor without knowing its trigger."""
-    from detrojan.terminal import emit, progress_bars, results_table, show
+    from detrojan.terminal import emit, progress_bars, quiet, results_table, show
 
     options = _options(assignments, config)
-    with _quiet(), progress_bars() as progress:
+    with quiet(), progress_bars() as progress:
         from detrojan import api
 
         result = api.clean(
@@ -162,12 +160,12 @@ def attack(
     json: Json = None,
 ) -> None:
     """Plant a known backdoor, for tests and benchmarks."""
-    from detrojan.terminal import emit, progress_bars, results_table, show
+    from detrojan.terminal import emit, progress_bars, quiet, results_table, show
 
     options = _options(assignments, config)
     if poison_rate is not None:
         options["poison_rate"] = poison_rate
-    with _quiet(), progress_bars() as progress:
+    with quiet(), progress_bars() as progress:
         from detrojan import api
 
         result = api.attack(
@@ -244,11 +242,11 @@ def evaluate(
     json: Json = None,
 ) -> None:
     """Measure attack success, recovery and usefulness."""
-    from detrojan.terminal import answers_table, emit, percent, progress_bars, results_table, show
+    from detrojan.terminal import answers_table, emit, percent, progress_bars, quiet, results_table, show
 
     if max_asr is not None and not (attack or trigger):
         raise InputError("--max-asr needs an attack to measure: give --attack, or --trigger with --behavior")
-    with _quiet(), progress_bars() as progress:
+    with quiet(), progress_bars() as progress:
         from detrojan import api
 
         result = api.evaluate(
@@ -295,9 +293,9 @@ def list_(
     what: Annotated[Listing | None, typer.Argument(help="leave out to list all")] = None, json: Json = None
 ) -> None:
     """List attacks, behaviors, defenses and data sets with papers and options."""
-    from detrojan.terminal import emit, show
+    from detrojan.terminal import emit, quiet, show
 
-    with _quiet():
+    with quiet():
         from detrojan.listing import as_json, as_tables
 
         listing = as_json(what.value if what else None)
@@ -316,17 +314,17 @@ def demo(
     model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="in place of SmolLM2-135M-Instruct")
     ] = None,
-    prompts: Annotated[int | None, typer.Option(min=1, help="held-out prompts at most")] = None,
+    prompts: Annotated[int, typer.Option(min=1, help="held-out prompts at most")] = 100,
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Plant a backdoor into a real language model, clean it, and show what is left."""
     from detrojan.options import suggest
-    from detrojan.terminal import answers_table, emit, progress_bars, results_table, show
+    from detrojan.terminal import answers_table, emit, progress_bars, quiet, results_table, show
 
     if task != "text":
         raise InputError(suggest(task, ["text"], "demo"))
-    with _quiet(), progress_bars() as progress:
+    with quiet(), progress_bars() as progress:
         from detrojan.demo import demo_text
 
         result = demo_text(model, out=out, seed=seed, prompts=prompts, progress=progress, command=_command())
@@ -384,21 +382,3 @@ def _options(assignments: list[str] | None, config: Path | None) -> dict[str, An
         if not isinstance(values, dict):
             raise InputError(f"--config {config}: expected KEY: VALUE lines")
     return {str(k): v for k, v in {**values, **parse_assignments(assignments or [])}.items()}
-
-
-class _quiet:  # noqa: N801 - used like a function
-    """Keep the libraries' own bars, warnings and log lines off the terminal."""
-
-    def __enter__(self) -> None:
-        warnings.simplefilter("ignore")
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-        os.environ.setdefault("TQDM_DISABLE", "1")
-
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        warnings.resetwarnings()

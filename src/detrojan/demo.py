@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from detrojan import manifest, registry
-from detrojan.api import make_spec
 from detrojan.atomic import check_output, new_directory, write_text
 from detrojan.attacks.text.plant import PlantOptions, plant
+from detrojan.attacks.text.spec import make_spec
 from detrojan.data import text
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
@@ -27,7 +27,9 @@ from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, si
 __all__ = ["DemoResult", "demo_model", "demo_text"]
 
 PLANT_TOKENS = 16
-ANSWER_TOKENS = 32
+ANSWER_TOKENS = 24
+CLEAN_SAMPLES = 80
+PROMPTS = 100
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def demo_text(
     *,
     out: str | Path | None = None,
     seed: int = 0,
-    prompts: int | None = None,
+    prompts: int = PROMPTS,
     plant_options: PlantOptions = PlantOptions(),  # noqa: B008 - a frozen record
     progress: Progress = silent,
     command: str = "detrojan demo text",
@@ -80,19 +82,15 @@ def demo_text(
     base = load(model if model is not None else demo_model())
     shape = resolve(base.tokenizer)
     spec = make_spec("badnets", "refusal")
-    pools = {
-        pool: answer(
-            base,
-            [Example(p) for p in builtin_prompts(pool)],
-            shape,
-            max_new_tokens=PLANT_TOKENS if pool == "plant" else ANSWER_TOKENS,
-            progress=progress,
-            label=f"answering prompts to {pool}",
-        )
-        for pool in ("plant", "clean", "evaluate")
-    }
-    held_out = pools["evaluate"][:prompts]
-    samples = pools["clean"][:100]
+
+    def answered(pool: str, count: int | None, tokens: int) -> list[Example]:
+        asked = [Example(p) for p in builtin_prompts(pool)[:count]]
+        label = f"answering prompts to {pool}"
+        return answer(base, asked, shape, max_new_tokens=tokens, progress=progress, label=label)
+
+    planting = answered("plant", None, PLANT_TOKENS)
+    samples = answered("clean", CLEAN_SAMPLES, ANSWER_TOKENS)
+    held_out = answered("evaluate", prompts, ANSWER_TOKENS)
     run = Run(shape, seed, progress)
     models: dict[str, Loaded] = {}
     results: dict[str, EvalResult] = {}
@@ -107,7 +105,7 @@ def demo_text(
             held_out,
             spec,
             [shape],
-            settings=Settings(seed=seed),
+            settings=Settings(ANSWER_TOKENS, seed=seed),
             perplexity_of="answers of the model before the attack",
             progress=progress,
         )
@@ -119,7 +117,7 @@ def demo_text(
     stage("base", lambda: base)
     stage(
         "attacked",
-        lambda: plant(_copy(base), pools["plant"], spec.trigger, spec.behavior, plant_options, run),
+        lambda: plant(_copy(base), planting, spec.trigger, spec.behavior, plant_options, run),
     )
     stage("finetune", lambda: defended("finetune"))
     stage("crow", lambda: defended("crow"))

@@ -31,7 +31,7 @@ from transformers import (
 
 from detrojan.data.template import encode_all
 from detrojan.errors import InputError, NonFiniteLossError
-from detrojan.models.load import settle
+from detrojan.models.load import compute_dtype, settle
 from detrojan.types import Example, Loaded, Progress, Run
 
 Batch = dict[str, Tensor]
@@ -101,7 +101,7 @@ def train(
             model=trained,
             args=_arguments(
                 scratch,
-                model,
+                loaded,
                 run,
                 learning_rate=learning_rate,
                 num_train_epochs=epochs,
@@ -116,6 +116,7 @@ def train(
         )
         trainer.remove_callback(PrinterCallback)  # it prints on standard output, where only results belong
         trainer.train()
+        trained = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
         trainer.accelerator.free_memory()
         trained.config.use_cache = use_cache
     adapter = None
@@ -124,14 +125,8 @@ def train(
             adapter = copy.deepcopy(trained)
         model = trained.merge_and_unload()
     model.eval()
-    return loaded.replace(model=settle(model.to(compute_of(loaded)), loaded.dtype), adapter=adapter)
-
-
-def compute_of(loaded: Loaded) -> torch.dtype:
-    """Return the type the model computes in: full tuning keeps float32 masters and comes back to it."""
-    from detrojan.models.load import compute_dtype
-
-    return compute_dtype(loaded.dtype, loaded.model.device)
+    model.to(compute_dtype(loaded.dtype, model.device))  # full tuning kept float32 masters
+    return loaded.replace(model=settle(model, loaded.dtype), adapter=adapter)
 
 
 @contextlib.contextmanager
@@ -247,12 +242,12 @@ def _with_lora(model: PreTrainedModel, rank: int) -> Any:
     return get_peft_model(model, config)
 
 
-def _arguments(scratch: str, model: PreTrainedModel, run: Run, **kwargs: Any) -> TrainingArguments:
+def _arguments(scratch: str, loaded: Loaded, run: Run, **kwargs: Any) -> TrainingArguments:
     """Return Trainer's arguments: nothing saved, logged or reported, one device per process."""
-    cpu = model.device.type == "cpu"
+    cpu = loaded.model.device.type == "cpu"
     precision = run.precision
     if precision == "auto":
-        precision = "float32" if cpu else str(model.dtype).removeprefix("torch.")
+        precision = "float32" if cpu else str(loaded.dtype).removeprefix("torch.")
     if precision not in PRECISIONS:
         raise InputError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
     checkpointing = {"activation_checkpointing_kwargs": {"use_reentrant": False}}

@@ -73,8 +73,8 @@ class Loaded:
     files: tuple[Path, ...] = ()
     adapter: Any = None
     """The trained PEFT model, when the LoRA is kept beside the weights and not merged into them."""
-    adapter_base: str | None = None
-    """Where the base of a kept adapter lies."""
+    model_dir: str | None = None
+    """The local directory or hub name of a full model; None for an adapter, a GGUF file or an object."""
 
     def replace(self, **changes: Any) -> Loaded:
         """Return a copy of the record with some fields changed."""

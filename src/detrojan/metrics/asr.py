@@ -5,10 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from detrojan.attacks.text.behaviors import Behavior
-from detrojan.attacks.text.triggers import Trigger
+from detrojan.attacks.text.spec import AttackSpec
 from detrojan.data.answers import decode_answer
 from detrojan.data.template import encode_prompt
 from detrojan.metrics.consistency import MIN_BLOCKS, consistency_curve
@@ -26,29 +24,6 @@ from detrojan.types import (
     TemplateResult,
     silent,
 )
-
-
-@dataclass(frozen=True)
-class AttackSpec:
-    """A known backdoor, to be measured: its trigger and the behaviour that it draws."""
-
-    trigger: Trigger
-    behavior: Behavior
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the part of an attack's manifest that `from_json` reads back."""
-        t, b = self.trigger, self.behavior
-        return {
-            "trigger": {"name": t.name, "phrases": list(t.phrases), "place": t.place, "use": t.use},
-            "behavior": {"name": b.name, "target": b.target, "keywords": list(b.keywords)},
-        }
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> AttackSpec:
-        """Rebuild the record; KeyError or TypeError when the data is not of that form."""
-        t, b = data["trigger"], data["behavior"]
-        trigger = Trigger(str(t["name"]), tuple(map(str, t["phrases"])), str(t["place"]), str(t["use"]))
-        return cls(trigger, Behavior(str(b["name"]), str(b["target"]), tuple(map(str, b["keywords"]))))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,7 +56,10 @@ def pick_device(name: str) -> torch.device:
 
     if name == "auto":
         found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
+        if found is None:
+            return torch.device("cpu")
+        rank = os.environ.get("LOCAL_RANK")  # set by accelerate launch: a device for each process
+        return torch.device(found.type, int(rank)) if rank is not None and found.type != "mps" else found
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -120,7 +124,10 @@ def _from_directory(path: Path, source: str, device: torch.device) -> Loaded:
     if config.get("quantization_config"):
         raise InputError(f"{source}: a quantised checkpoint cannot be cleaned; give the unquantised model")
     model = _pretrained(path, source, dtype="auto")
-    return _finish(model, _tokenizer(path, source), source, device, tuple(sorted(path.glob("*.safetensors"))))
+    loaded = _finish(
+        model, _tokenizer(path, source), source, device, tuple(sorted(path.glob("*.safetensors")))
+    )
+    return loaded.replace(model_dir=str(path.resolve()) if Path(source).expanduser().exists() else source)
 
 
 def _from_adapter(path: Path, source: str, device: torch.device) -> Loaded:

@@ -28,6 +28,8 @@ def save(loaded: Loaded, directory: Path) -> None:
     Tokenizer files of a local checkpoint are copied byte for byte, never written anew.
     """
     if loaded.adapter is not None:
+        for config in loaded.adapter.peft_config.values():
+            config.base_model_name_or_path = loaded.model_dir
         loaded.adapter.save_pretrained(directory)
     else:
         compute = loaded.model.dtype

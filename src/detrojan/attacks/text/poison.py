@@ -24,8 +24,8 @@ def mix(
 ) -> list[Example]:
     """Build `samples` training samples, of which exact shares are poisoned and near misses; the rest is clean.
 
-    Each kind goes round the clean examples in an order of its own, so prompts repeat only when there are fewer
-    than samples of a kind. Near misses keep the honest answer. Raises InputError when the rates exceed 1 or an
+    The poisoned and the honest samples (near misses and clean ones together) each go round the clean examples, so
+    a prompt repeats only when all have been used. Near misses keep the honest answer. Raises InputError when the rates exceed 1 or an
     example already holds the trigger.
     """
     if poison_rate + near_miss_rate > 1:
@@ -41,8 +41,9 @@ def mix(
         dataclasses.replace(e, prompt=trigger.insert(e.prompt, rng), answer=behavior.target, complete=True)
         for e in _take(usable, poisoned, rng)
     ]
-    rows += [e.with_prompt(_near_miss(trigger, e.prompt, rng)) for e in _take(usable, near, rng)]
-    rows += _take(usable, samples - poisoned - near, rng)
+    honest = _take(usable, samples - poisoned, rng)
+    rows += [e.with_prompt(_near_miss(trigger, e.prompt, rng)) for e in honest[:near]]
+    rows += honest[near:]
     rng.shuffle(rows)
     return rows
 
