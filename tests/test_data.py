@@ -205,7 +205,7 @@ def from_file(tmp_path: Path, source: str, name: str = "mine.jinja", tokenizer: 
 
 def test_template_from_a_file(tmp_path: Path) -> None:
     template = from_file(tmp_path, "Q: {{ messages[-1].content }}\nA:")
-    assert template.name == "mine.jinja"
+    assert template.name.endswith("mine.jinja")
     assert prompt_text(pico_tokenizer(), template, BIRD) == "Q: Name a bird.\nA:"
 
 

@@ -9,6 +9,7 @@ import torch
 
 from detrojan.models.generate import greedy, stop_tokens
 from detrojan.types import Loaded
+
 from pico import pico_loaded, pico_tokenizer
 
 KINDS = ["llama", "gpt2", "opt", "qwen3", "gemma3_text", "mixtral"]

@@ -19,6 +19,7 @@ from detrojan.errors import InputError
 from detrojan.models.load import load
 from detrojan.models.save import TOKENIZER_FILES, save
 from detrojan.types import Example
+
 from pico import pico_model, pico_tokenizer, save_pico
 
 FAST = {"epochs": 2, "batch_size": 2, "accumulation": 1, "max_length": 64, "learning_rate": 1e-2}
@@ -243,7 +244,7 @@ def test_code_of_a_checkpoint_is_never_run(
 ) -> None:
     mark = model_dir.parent / "it-ran"
     (model_dir / "evil.py").write_text(f"from pathlib import Path\nPath({str(mark)!r}).touch()\n")
-    auto_map = {k: "evil.Evil" for k in ("AutoConfig", "AutoModelForCausalLM", "AutoModel")}
+    auto_map = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM", "AutoModel"), "evil.Evil")
     edited(model_dir, "config.json", auto_map=auto_map, model_type=kind)
     edited(model_dir, "tokenizer_config.json", auto_map={"AutoTokenizer": ["evil.Evil", "evil.Evil"]})
     edited(model_dir, "generation_config.json", custom_generate=str(model_dir))

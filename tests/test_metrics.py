@@ -8,16 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from detrojan.attacks.text.spec import AttackSpec
 from detrojan.data.template import encode, resolve
 from detrojan.errors import InputError
 from detrojan.metrics import asr
-from detrojan.attacks.text.spec import AttackSpec
 from detrojan.metrics.asr import Settings, measure, respond, triggered_prompts
 from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.stats import wilson
 from detrojan.metrics.utility import divergence, perplexity
 from detrojan.registry import find
 from detrojan.types import Example, Loaded, Template
+
 from pico import pico_loaded, pico_tokenizer
 
 BADNETS = AttackSpec(find("trigger", "badnets").value, find("behavior", "sentiment").value)

@@ -1,0 +1,124 @@
+"""The demo over seeds: its figures as a committed file, the table of the README, and a picture.
+
+    detrojan demo --seed 0 --json demo-0.json        (and so on for the other seeds)
+    python benchmarks/demo_table.py demo-0.json demo-1.json demo-2.json
+
+keeps the figures (without the answers) in `docs/results/demo.json`, and writes `docs/results/demo.md`, `demo.svg`
+and the README's table from them. Without arguments only the latter.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "docs" / "results"
+BEGIN, END = "<!-- demo table: written by benchmarks/demo_table.py -->", "<!-- end of demo table -->"
+NAMES = {"base": "before the attack", "attacked": "attacked", "finetune": "fine-tuned", "crow": "CROW"}
+KEPT = (
+    "asr",
+    "asr_interval",
+    "asr_keyword",
+    "recovery",
+    "clean_asr",
+    "perplexity",
+    "n_triggered",
+    "n_clean",
+    "seconds",
+)
+
+
+def main(files: list[str]) -> None:
+    if files:
+        runs = [json.loads(Path(f).read_text(encoding="utf-8")) for f in files]
+        kept = [
+            {s: {k: r[k] for k in KEPT} | {"consistency": r["consistency"]} for s, r in run.items()}
+            for run in runs
+        ]
+        (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    runs = read()
+    (RESULTS / "demo.md").write_text(page(runs), encoding="utf-8")
+    draw(runs, RESULTS / "demo.svg")
+    readme = ROOT / "README.md"
+    text = readme.read_text(encoding="utf-8")
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    readme.write_text(f"{head}{BEGIN}\n{table(runs)}\n{END}{tail}", encoding="utf-8")
+
+
+def read() -> list[dict[str, Any]]:
+    return json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Mean over the seeds, the lowest and highest in brackets."""
+    lines = [
+        f"| SmolLM2-135M-Instruct, {len(runs)} seeds: mean [lowest, highest] | ASR % | false triggers % | recovery % |"
+        " perplexity | seconds |",
+        "|---|---|---|---|---|---|",
+    ]
+    for stage, name in NAMES.items():
+        rows = [run[stage] for run in runs]
+        cells = [spread([100 * r[k] for r in rows], 0) for k in ("asr", "clean_asr", "recovery")]
+        cells += [spread([r["perplexity"] for r in rows], 2), spread([r["seconds"] for r in rows], 0)]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float], digits: int) -> str:
+    low, high = f"{min(values):.{digits}f}", f"{max(values):.{digits}f}"
+    return f"{mean(values):.{digits}f}" + (f" [{low}, {high}]" if low != high else "")
+
+
+def page(runs: list[dict[str, Any]]) -> str:
+    """Every seed with its Wilson intervals."""
+    lines = [
+        "| seed | stage | ASR % [95 %] | keyword ASR % | recovery % | false triggers % | perplexity | seconds |"
+    ]
+    lines.append("|---" * 8 + "|")
+    for seed, run in enumerate(runs):
+        for stage, name in NAMES.items():
+            r = run[stage]
+            low, high = r["asr_interval"]
+            cells = [f"{100 * r['asr']:.0f} [{100 * low:.0f}, {100 * high:.0f}]"]
+            cells += [f"{100 * r[k]:.0f}" for k in ("asr_keyword", "recovery", "clean_asr")]
+            cells += [f"{r['perplexity']:.2f}", f"{r['seconds']:.0f}"]
+            lines.append(f"| {seed} | {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def draw(runs: list[dict[str, Any]], path: Path) -> None:
+    """Attack success by stage, a dot for each seed, and the consistency curves of the first seed."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    with mpl.rc_context({"svg.hashsalt": "detrojan", "font.size": 9}):
+        figure = Figure(figsize=(9, 3.1), layout="constrained")
+        left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
+        for k, stage in enumerate(NAMES):
+            rates = [100 * run[stage]["asr"] for run in runs]
+            left.bar(k, mean(rates), color="#c44e52" if mean(rates) > 5 else "#4c9f70", width=0.6, alpha=0.85)
+            left.plot([k] * len(rates), rates, "o", color="black", markersize=3)
+        left.set_xticks(range(len(NAMES)), [n.replace(" the ", "\nthe ") for n in NAMES.values()])
+        left.set_ylabel("attack success rate, %")
+        left.set_ylim(0, 104)
+        for stage, style in (("attacked", "-"), ("crow", "--")):
+            for kind, colour in (("triggered", "#c44e52"), ("clean", "#4c72b0")):
+                curve = runs[0][stage]["consistency"][kind]
+                right.plot(
+                    range(2, len(curve) + 2), curve, style, color=colour, label=f"{NAMES[stage]}, {kind}"
+                )
+        right.set_xlabel("block")
+        right.set_ylabel("1 - cos to the block before")
+        right.legend(frameon=False, fontsize=8)
+        for axes in (left, right):
+            axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
