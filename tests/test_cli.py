@@ -165,7 +165,7 @@ BAD = [
     # the template
     ("clean no-template --out out", "no chat template; pass --template"),
     (f"{CLEAN} --template alpacca", "--template alpacca"),
-    (f"{CLEAN} --template trick.jinja", "template trick.jinja"),
+    (f"{CLEAN} --template trick.jinja", "trick.jinja: access to attribute"),
     ("evaluate model --data data.jsonl --templates plain,nope", "--template nope"),
     # names
     (f"{ATTACK} --trigger badnet --behavior refusal", "unknown trigger 'badnet'; did you mean 'badnets'?"),

@@ -67,6 +67,7 @@ def _panel(name: str, curves: Mapping[str, Sequence[float]], top: float) -> str:
                 markersize=3,
                 label=f"{kind} prompts",
             )
+        axes.set_xlim(0.5, max(map(len, curves.values())) + 0.5)
         axes.set_ylim(0, top)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("block pair (1 is blocks 1 to 2)")

@@ -124,7 +124,7 @@ def _warnings(first: Stage, stage: Stage) -> Iterable[str]:
     old, new = first.result.get("perplexity"), stage.result.get("perplexity")
     if stage is not first and known(old) and isinstance(new, float) and new > 1.1 * old:
         of = [value(s.result, "perplexity") for s in (first, stage)]
-        yield f"Perplexity rose from {of[0]} to {of[1]} {stage.label}: the model lost some of its use."
+        yield f"Perplexity rose from {of[0]} to {of[1]} {stage.label}: honest answers became less likely."
 
 
 def bar(stage: Stage) -> tuple[str, str, str]:
