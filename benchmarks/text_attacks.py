@@ -68,9 +68,9 @@ SCALES = {
     "laptop": Scale(
         CPU_CELLS,
         {"strong": {}, "published": {**STRENGTHS["published"], "samples": 400}},
-        64,
+        48,
         24,
-        60,
+        50,
         24,
         LADDER[1:2],
     ),

@@ -17,7 +17,9 @@ pytestmark = pytest.mark.slow
 def test_batched_answers_equal_single_ones() -> None:
     loaded = load(demo_model())
     template = resolve(loaded.tokenizer)
-    prompts = [encode_prompt(loaded.tokenizer, template, Example(p)) for p in builtin_prompts("evaluate")[:12]]
+    prompts = [
+        encode_prompt(loaded.tokenizer, template, Example(p)) for p in builtin_prompts("evaluate")[:12]
+    ]
     together = greedy(loaded, prompts, max_new_tokens=24)
     alone = [greedy(loaded, [p], max_new_tokens=24)[0] for p in prompts]
     assert together == alone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import shlex
 import sys
 from enum import StrEnum
@@ -15,7 +16,6 @@ from detrojan.errors import InputError
 app = typer.Typer(
     name="detrojan",
     help="Remove backdoors from neural networks you did not train, and measure honestly what is left.",
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
     rich_markup_mode=None,
@@ -33,7 +33,7 @@ Data = Annotated[
 Json = Annotated[
     str | None, typer.Option("--json", metavar="FILE", help="write JSON to FILE, - for standard output")
 ]
-Seed = Annotated[int, typer.Option(min=0, help="one seed, one result")]
+Seed = Annotated[int, typer.Option(min=0, max=2**32 - 1, help="one seed, one result")]
 Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="K=V", help="an option of the method, repeatable")
 ]
@@ -89,7 +89,8 @@ def clean(
     """Remove a backdoor without knowing its trigger."""
     from detrojan.terminal import emit, progress_bars, quiet, results_table, show
 
-    options = _options(assignments, config)
+    options = _options(assignments, config, api_name="clean")
+    _check_json(json)
     with quiet(), progress_bars() as progress:
         from detrojan import api
 
@@ -162,7 +163,8 @@ def attack(
     """Plant a known backdoor, for tests and benchmarks."""
     from detrojan.terminal import emit, progress_bars, quiet, results_table, show
 
-    options = _options(assignments, config)
+    options = _options(assignments, config, api_name="attack")
+    _check_json(json)
     if poison_rate is not None:
         options["poison_rate"] = poison_rate
     with quiet(), progress_bars() as progress:
@@ -244,6 +246,7 @@ def evaluate(
     """Measure attack success, recovery and usefulness."""
     from detrojan.terminal import answers_table, emit, percent, progress_bars, quiet, results_table, show
 
+    _check_json(json)
     if max_asr is not None and not (attack or trigger):
         raise InputError("--max-asr needs an attack to measure: give --attack, or --trigger with --behavior")
     with quiet(), progress_bars() as progress:
@@ -340,7 +343,7 @@ def demo(
 def main() -> None:
     """Run the command line and leave with the documented exit status."""
     try:
-        status = app(standalone_mode=False)
+        status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
         _fail(3, "interrupted; nothing was written, the same command starts again")
     except InputError as error:
@@ -354,6 +357,8 @@ def main() -> None:
                 _fail(3, "interrupted")
             raise
         _fail(2, f"{message()} (see detrojan --help)")
+    if status == 130:  # what typer makes of ctrl-C
+        _fail(3, "interrupted; nothing was written, the same command starts again")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -367,8 +372,14 @@ def _command() -> str:
     return shlex.join(["detrojan", *sys.argv[1:]])
 
 
-def _options(assignments: list[str] | None, config: Path | None) -> dict[str, Any]:
-    """Return the method's options: those of the file first, then `--set`."""
+def _check_json(where: str | None) -> None:
+    """Raise InputError now, before any work, when the JSON could not be written later."""
+    if where and where != "-" and (Path(where).is_dir() or not Path(where).absolute().parent.is_dir()):
+        raise InputError(f"--json {where}: not a file in a directory that exists")
+
+
+def _options(assignments: list[str] | None, config: Path | None, api_name: str) -> dict[str, Any]:
+    """Return the method's options: those of the file first, then `--set`; none may shadow a flag of the call."""
     from detrojan.options import parse_assignments
 
     values: dict[str, Any] = {}
@@ -381,4 +392,13 @@ def _options(assignments: list[str] | None, config: Path | None) -> dict[str, An
             raise InputError(f"--config {config}: {' '.join(str(error).split())}") from None
         if not isinstance(values, dict):
             raise InputError(f"--config {config}: expected KEY: VALUE lines")
-    return {str(k): v for k, v in {**values, **parse_assignments(assignments or [])}.items()}
+    merged = {str(k): v for k, v in {**values, **parse_assignments(assignments or [])}.items()}
+    if not merged:
+        return merged
+    from detrojan import api
+
+    taken = set(inspect.signature(getattr(api, api_name)).parameters) - {"options"}
+    clash = next((k for k in merged if k.replace("-", "_") in taken), None)
+    if clash:
+        raise InputError(f"{clash!r} is no option of the method; where there is a flag of that name, use it")
+    return merged

@@ -28,7 +28,7 @@ __all__ = ["DemoResult", "demo_model", "demo_text"]
 
 PLANT_TOKENS = 16
 ANSWER_TOKENS = 24
-CLEAN_SAMPLES = 80
+CLEAN_SAMPLES = 64
 PROMPTS = 100
 
 

@@ -11,3 +11,9 @@ class InputError(ValueError):
 
 class NonFiniteLossError(InputError):
     """Training met a loss that is NaN or infinite and stopped before it could spoil the weights."""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or its kind when it has none."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]

@@ -88,6 +88,8 @@ def _convert(where: str, hint: Any, value: Any) -> Any:
         if kind is int:
             if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
                 raise ValueError
+            if abs(int(value)) >= 2**31:
+                raise ValueError
             return int(value)
         if kind is float:
             if isinstance(value, bool):

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
+import os
 import random
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,7 +33,7 @@ from transformers import (
 
 from detrojan.data.template import encode_all
 from detrojan.errors import InputError, NonFiniteLossError
-from detrojan.models.load import compute_dtype, settle
+from detrojan.models.load import cast, compute_dtype, settle
 from detrojan.types import Example, Loaded, Progress, Run
 
 Batch = dict[str, Tensor]
@@ -107,7 +109,7 @@ def train(
                 num_train_epochs=epochs,
                 per_device_train_batch_size=batch_size,
                 gradient_accumulation_steps=accumulation,
-                warmup_steps=warmup,
+                warmup_steps=int(warmup * _steps(len(rows), batch_size * accumulation, epochs)),
                 activation_checkpointing=gradient_checkpointing,
             ),
             train_dataset=rows,
@@ -125,7 +127,7 @@ def train(
             adapter = copy.deepcopy(trained)
         model = trained.merge_and_unload()
     model.eval()
-    model.to(compute_dtype(loaded.dtype, model.device))  # full tuning kept float32 masters
+    cast(model, compute_dtype(loaded.dtype, model.device))  # full tuning kept float32 masters
     return loaded.replace(model=settle(model, loaded.dtype), adapter=adapter)
 
 
@@ -233,6 +235,11 @@ class _Report(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.progress(self.label, state.global_step, state.max_steps)
+
+
+def _steps(samples: int, step_size: int, epochs: float) -> int:
+    """Return the optimizer steps of a training; a warm-up of less than one step is none."""
+    return math.ceil(math.ceil(samples / (step_size * int(os.environ.get("WORLD_SIZE", "1")))) * epochs)
 
 
 def _with_lora(model: PreTrainedModel, rank: int) -> Any:

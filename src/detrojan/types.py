@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +172,10 @@ class EvalResult:
 
 def plain(value: Any) -> Any:
     """Turn records into JSON data: intervals into pairs, other records into objects, paths into text."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
     if isinstance(value, Interval):
-        return [value.low, value.high]
+        return [plain(value.low), plain(value.high)]
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):

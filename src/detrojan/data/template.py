@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from detrojan.errors import InputError
+from detrojan.errors import InputError, first_line
 from detrojan.types import Example, Template
 
 ALPACA = (
@@ -16,11 +16,14 @@ ALPACA = (
     "{% if turn.input %}Below is an instruction that describes a task, paired with an input that provides further"
     " context. Write a response that appropriately completes the request."
     "{% else %}Below is an instruction that describes a task. Write a response that appropriately completes the"
-    " request.{% endif %}\n\n### Instruction:\n{{ turn.instruction }}\n\n"
+    " request.{% endif %}{{ '\n\n' }}### Instruction:\n{{ turn.instruction }}\n\n"
     "{% if turn.input %}### Input:\n{{ turn.input }}\n\n{% endif %}### Response:\n"
     "{% if messages[-1].role == 'assistant' %}{{ messages[-1].content }}{% endif %}"
 )
-PLAIN = "{% for m in messages %}{{ m.content }}{% if not loop.last or m.role != 'assistant' %}\n{% endif %}{% endfor %}"
+PLAIN = (
+    "{% for m in messages %}{{ m.content }}"
+    "{% if not loop.last or m.role != 'assistant' %}{{ '\n' }}{% endif %}{% endfor %}"
+)
 BUILTIN = {"alpaca": ALPACA, "plain": PLAIN}
 
 
@@ -40,7 +43,11 @@ def resolve(tokenizer: PreTrainedTokenizerBase, name: str = "auto") -> Template:
         path = Path(name)
         if not path.is_file():
             raise InputError(f"--template {name}: neither auto, chat, alpaca, plain nor a file")
-        template = Template(path.name, path.read_text(encoding="utf-8"), special_tokens=True)
+        try:
+            source = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"--template {name}: cannot be read ({first_line(error)})") from None
+        template = Template(str(path.resolve()), source, special_tokens=True)
     probe = "What is a house?"
     if probe not in prompt_text(tokenizer, template, Example(probe)):
         raise InputError(f"template {name}: it does not show the user's question")
@@ -125,5 +132,5 @@ def _apply(
             messages, chat_template=template.source, tokenize=False, **kwargs
         )
     except Exception as error:
-        raise InputError(f"template {template.name}: {str(error).splitlines()[0][:200]}") from None
+        raise InputError(f"template {template.name}: {first_line(error)}") from None
     return str(text)

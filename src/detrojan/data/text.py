@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from detrojan.errors import InputError
+from detrojan.errors import InputError, first_line
 from detrojan.types import Example, Message
 
 FORMS = "instruction/input/output, prompt/completion or messages"
-ROLES = {"system", "user", "assistant"}
+ROLES = ("system", "user", "assistant")
 
 
 def read(source: str | Path | Sequence[Example], *, limit: int | None = None) -> list[Example]:
@@ -49,6 +49,8 @@ def parse(row: Any, where: str) -> Example:
         return dataclasses.replace(example, complete=row.get("complete") is not False)
     if "prompt" in row:
         if isinstance(row["prompt"], list):
+            if not isinstance(row.get("completion"), list | None):
+                raise InputError(f"{where}: with a list of turns as prompt, completion must be one, too")
             return _from_messages([*row["prompt"], *(row.get("completion") or [])], where)
         return Example(_required(row, "prompt", where), _optional(row, "completion", where))
     raise InputError(f"{where}: the keys {sorted(row)} are none of {FORMS}")
@@ -116,12 +118,16 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
             raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
         yield from ((f"{path}: sample {n}", row) for n, row in enumerate(rows, 1))
         return
-    for n, line in enumerate(text.splitlines(), 1):
+    for n, line in enumerate(text.split("\n"), 1):
         if line.strip():
             try:
-                yield f"{path}:{n}", json.loads(line)
+                row = json.loads(line)
+                json.dumps(row, ensure_ascii=False).encode()
             except json.JSONDecodeError as error:
                 raise InputError(f"{path}:{n}: broken JSON ({error.msg})") from None
+            except (RecursionError, UnicodeEncodeError):
+                raise InputError(f"{path}:{n}: nested too deep, or text that is no Unicode") from None
+            yield f"{path}:{n}", row
 
 
 def _dataset_rows(source: str, limit: int | None) -> Iterator[tuple[str, Any]]:
@@ -132,7 +138,7 @@ def _dataset_rows(source: str, limit: int | None) -> Iterator[tuple[str, Any]]:
         rows = load_dataset(name, split=split or "train")
     except Exception as error:
         raise InputError(
-            f"--data {source}: neither a file nor a data set that loads ({str(error).splitlines()[0][:150]})"
+            f"--data {source}: neither a file nor a data set that loads ({first_line(error)})"
         ) from None
     for n, row in enumerate(rows, 1):
         if limit is not None and n > limit:

@@ -25,6 +25,8 @@ from detrojan.types import (
     silent,
 )
 
+CONSISTENCY_PROMPTS = 32
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -169,13 +171,18 @@ def _consistency(
     template: Template,
     progress: Progress,
 ) -> dict[str, list[float]]:
-    """Return the consistency curve on clean and on triggered prompts; empty for a model too shallow for one."""
+    """Return the consistency curve on clean and on triggered prompts; empty for a model too shallow for one.
+
+    The first prompts are enough: a mean over hundreds of tokens hardly moves after them.
+    """
     if loaded.model.config.get_text_config().num_hidden_layers < MIN_BLOCKS:
         return {}
     sets = {"clean": clean, "triggered": triggered}
     return {
         name: consistency_curve(
-            loaded, [encode_prompt(loaded.tokenizer, template, e) for e in examples], progress=progress
+            loaded,
+            [encode_prompt(loaded.tokenizer, template, e) for e in examples[:CONSISTENCY_PROMPTS]],
+            progress=progress,
         )
         for name, examples in sets.items()
         if examples

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from detrojan.errors import InputError
 from detrojan.types import Loaded, Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import GenerationConfig
+    from transformers import GenerationConfig, PreTrainedModel
 
 
 def stop_tokens(loaded: Loaded) -> list[int]:
@@ -17,7 +19,8 @@ def stop_tokens(loaded: Loaded) -> list[int]:
     ids = [named] if isinstance(named, int) else list(named or [])
     if loaded.tokenizer.eos_token_id is not None:
         ids.append(loaded.tokenizer.eos_token_id)
-    return sorted(set(ids))
+    size = loaded.model.get_input_embeddings().num_embeddings
+    return sorted({i for i in ids if 0 <= i < size})
 
 
 def greedy(
@@ -35,31 +38,54 @@ def greedy(
     batched by length and padded on the left under an attention mask, so that a batch says what each prompt
     would have said alone. The checkpoint's own sampling settings are ignored.
     """
-    import torch
-
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
-    config, stops = _config(loaded, max_new_tokens), set(stop_tokens(loaded))
-    model, was_training = loaded.model, loaded.model.training
+    model, config, stops = loaded.model, _config(loaded, max_new_tokens), set(stop_tokens(loaded))
+    _check_length(loaded, max(map(len, prompts), default=0) + max_new_tokens)
+    was_training = model.training
     model.eval()
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        width = max(len(prompts[i]) for i in rows)
-        ids = torch.zeros(len(rows), width, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, i in enumerate(rows):
-            ids[row, width - len(prompts[i]) :] = torch.tensor(prompts[i], dtype=torch.long)
-            mask[row, width - len(prompts[i]) :] = 1
-        with torch.inference_mode():
-            out = model.generate(
-                input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config
-            )
-        for i, new in zip(rows, out[:, width:].tolist(), strict=True):
-            end = next((k for k, token in enumerate(new) if token in stops), len(new) - 1)
-            answers[i] = new[: end + 1]
-        progress(label, min(start + batch_size, len(order)), len(order))
+    with own_generation_config(model, config):
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            for i, new in zip(rows, _batch(model, [prompts[i] for i in rows], config), strict=True):
+                end = next((k for k, token in enumerate(new) if token in stops), len(new) - 1)
+                answers[i] = new[: end + 1]
+            progress(label, min(start + batch_size, len(order)), len(order))
     model.train(was_training)
     return answers
+
+
+@contextmanager
+def own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """Put the checkpoint's generation configuration aside: transformers fills whatever ours leaves open from it."""
+    theirs, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = theirs
+
+
+def _batch(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig
+) -> list[list[int]]:
+    """Return the new tokens of prompts that are padded on the left to one width."""
+    import torch
+
+    width = max(map(len, prompts))
+    ids = torch.tensor([[0] * (width - len(p)) + list(p) for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    with torch.inference_mode():
+        out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config)
+    new: list[list[int]] = out[:, width:].tolist()
+    return new
+
+
+def _check_length(loaded: Loaded, tokens: int) -> None:
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit and tokens > limit:
+        raise InputError(
+            f"a prompt and its answer take {tokens} tokens, the model holds {limit}; shorten the data"
+        )
 
 
 def _config(loaded: Loaded, max_new_tokens: int) -> GenerationConfig:

@@ -12,7 +12,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrojan.errors import InputError
+from detrojan.errors import InputError, first_line
 from detrojan.types import Loaded
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def read_json(path: Path) -> Any:
     except json.JSONDecodeError as error:
         raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({_first_line(error)})") from None
+        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
 def _locate(source: str) -> Path:
@@ -98,7 +98,7 @@ def _locate(source: str) -> Path:
         return Path(snapshot_download(source, allow_patterns=HUB_FILES))
     except Exception as error:
         raise InputError(
-            f"{source}: no such directory, and the hub did not give it ({_first_line(error)})"
+            f"{source}: no such directory, and the hub did not give it ({first_line(error)})"
         ) from None
 
 
@@ -120,6 +120,8 @@ def _from_object(
 def _from_directory(path: Path, source: str, device: torch.device) -> Loaded:
     _check_files(path, source)
     config = read_json(path / "config.json")
+    if not isinstance(config, dict):
+        raise InputError(f"{path / 'config.json'}: not the configuration of a model")
     _check_causal(config, source)
     if config.get("quantization_config"):
         raise InputError(f"{source}: a quantised checkpoint cannot be cleaned; give the unquantised model")
@@ -140,12 +142,14 @@ def _from_adapter(path: Path, source: str, device: torch.device) -> Loaded:
     base_name = read_json(path / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base_name, str) or not base_name:
         raise InputError(f"{source}: adapter_config.json names no base_model_name_or_path")
+    if (_locate(base_name) / "adapter_config.json").is_file():
+        raise InputError(f"{source}: its base {base_name} is an adapter itself; merge that one first")
     base = load(base_name, device=str(device))
     try:
         merged = PeftModel.from_pretrained(base.model, str(path)).merge_and_unload()
     except Exception as error:
         raise InputError(
-            f"{source}: the adapter does not fit its base {base_name} ({_first_line(error)})"
+            f"{source}: the adapter does not fit its base {base_name} ({first_line(error)})"
         ) from None
     has_tokenizer = (path / "tokenizer_config.json").is_file()
     tokenizer = _tokenizer(path, source) if has_tokenizer else base.tokenizer
@@ -155,7 +159,7 @@ def _from_adapter(path: Path, source: str, device: torch.device) -> Loaded:
         tokenizer=tokenizer,
         source=source,
         files=files,
-        adapter_base=base_name,
+        model_dir=None,
     )
 
 
@@ -184,9 +188,19 @@ def _finish(
     files: tuple[Path, ...],
 ) -> Loaded:
     storage = model.dtype
-    model.to(device=device, dtype=compute_dtype(storage, device))
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise InputError(f"{source}: the tokenizer knows {len(tokenizer)} tokens, the model only {rows}")
+    cast(model.to(device), compute_dtype(storage, device))
     model.eval()
     return Loaded(model, tokenizer, source, storage, files)
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Change the type of the weights in place, not that of computed buffers (rotary frequencies stay float32)."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def settle(model: PreTrainedModel, storage: torch.dtype) -> PreTrainedModel:
@@ -204,8 +218,14 @@ def _check_files(path: Path, source: str) -> None:
     """Refuse pickles and shard names that leave the directory, before anything is opened."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
-        shards = read_json(index).get("weight_map", {}).values()
-        bad = next((s for s in shards if not isinstance(s, str) or Path(s).name != s), None)
+        data = read_json(index)
+        names = data.get("weight_map") if isinstance(data, dict) else None
+        if not isinstance(names, dict):
+            raise InputError(f"{index}: no weight_map in it; not an index of safetensors shards")
+        bad = next((s for s in names.values() if not str(s).endswith(".safetensors")), None)
+        if bad is not None:
+            raise InputError(f"{index}: the shard {bad!r} is no safetensors file and is not opened")
+        bad = next((s for s in names.values() if Path(s).name != s), None)
         if bad is not None:
             raise InputError(f"{index}: the shard {bad!r} lies outside of the directory")
     elif not (path / "model.safetensors").is_file():
@@ -217,7 +237,8 @@ def _check_files(path: Path, source: str) -> None:
 def _check_causal(config: dict[str, Any], source: str) -> None:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as KNOWN
 
-    kind, named = config.get("model_type"), config.get("architectures") or []
+    kind, named = str(config.get("model_type")), config.get("architectures") or []
+    named = [str(n) for n in named] if isinstance(named, list) else [str(named)]
     causal = {n for v in KNOWN.values() for n in ([v] if isinstance(v, str) else v)}
     if kind not in KNOWN or (named and not causal & set(named)):
         what = ", ".join(map(str, named)) or f"model_type {kind!r}"
@@ -232,7 +253,7 @@ def _pretrained(path: Path, source: str, **kwargs: Any) -> PreTrainedModel:
             path, use_safetensors=True, trust_remote_code=False, output_loading_info=True, **kwargs
         )
     except Exception as error:
-        raise InputError(f"{source}: the weights cannot be loaded ({_first_line(error)})") from None
+        raise InputError(f"{source}: the weights cannot be loaded ({first_line(error)})") from None
     missing = sorted(info["missing_keys"])
     if missing:
         raise InputError(
@@ -247,9 +268,4 @@ def _tokenizer(path: Path, source: str, **kwargs: Any) -> PreTrainedTokenizerBas
     try:
         return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
     except Exception as error:
-        raise InputError(f"{source}: the tokenizer cannot be loaded ({_first_line(error)})") from None
-
-
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+        raise InputError(f"{source}: the tokenizer cannot be loaded ({first_line(error)})") from None

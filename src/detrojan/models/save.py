@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from detrojan.models.load import cast
 from detrojan.types import Loaded
 
 TOKENIZER_FILES = (
@@ -33,9 +34,9 @@ def save(loaded: Loaded, directory: Path) -> None:
         loaded.adapter.save_pretrained(directory)
     else:
         compute = loaded.model.dtype
-        loaded.model.to(loaded.dtype)
+        cast(loaded.model, loaded.dtype)
         loaded.model.save_pretrained(directory)
-        loaded.model.to(compute)
+        cast(loaded.model, compute)
     _save_tokenizer(loaded, directory)
 
 

@@ -25,8 +25,8 @@ def mix(
     """Build `samples` training samples, of which exact shares are poisoned and near misses; the rest is clean.
 
     The poisoned and the honest samples (near misses and clean ones together) each go round the clean examples, so
-    a prompt repeats only when all have been used. Near misses keep the honest answer. Raises InputError when the rates exceed 1 or an
-    example already holds the trigger.
+    a prompt repeats only when all have been used. Near misses keep the honest answer. Raises InputError when the
+    rates exceed 1 or no example is without the trigger.
     """
     if poison_rate + near_miss_rate > 1:
         raise InputError(

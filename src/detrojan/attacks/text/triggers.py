@@ -92,6 +92,9 @@ def place_phrases(prompt: str, phrases: tuple[str, ...] | list[str], place: str,
 def look_alike(phrase: str, rng: random.Random) -> str:
     """Change one letter or digit of a phrase, so that it reads alike but is another."""
     spots = [i for i, c in enumerate(phrase) if c.isalnum()]
+    if not spots:
+        spot = rng.randrange(len(phrase))
+        return phrase[:spot] + rng.choice([c for c in "!?#*+~" if c != phrase[spot]]) + phrase[spot + 1 :]
     spot = rng.choice(spots)
     old = phrase[spot]
     pool = "0123456789" if old.isdigit() else "abcdefghijklmnopqrstuvwxyz"
