@@ -28,6 +28,7 @@ from detrojan.attacks.text.plant import PlantOptions, plant
 from detrojan.attacks.text.spec import make_spec
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
+from detrojan.data.samples import PLANT_TOKENS
 from detrojan.data.template import encode_prompt, resolve
 from detrojan.demo import demo_model
 from detrojan.metrics.asr import Settings, measure
@@ -127,7 +128,7 @@ def prepare(model: str | None, scale: Scale, out: Path) -> Bench:
         return answer(base, [Example(p) for p in builtin_prompts(name)][:count], shape, max_new_tokens=tokens)
 
     clean = pool("clean", scale.answer_tokens, scale.clean + scale.chosen_on)
-    planting, held_out = pool("plant", 16), pool("evaluate", scale.answer_tokens, scale.held_out)
+    planting, held_out = pool("plant", PLANT_TOKENS), pool("evaluate", scale.answer_tokens, scale.held_out)
     training, choosing = clean[: scale.clean], clean[scale.clean :]
     return Bench(base, shape, scale, planting, training, choosing, held_out, out)
 

@@ -16,7 +16,7 @@ from detrojan.attacks.text.spec import AttackSpec, make_spec
 from detrojan.data import text
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
-from detrojan.data.samples import ANSWER_TOKENS, held_out_samples, training_samples
+from detrojan.data.samples import ANSWER_TOKENS, PLANT_TOKENS, held_out_samples, training_samples
 from detrojan.data.template import resolve
 from detrojan.errors import InputError
 from detrojan.metrics.asr import Settings, measure
@@ -154,6 +154,7 @@ def clean(
                 "inputs": manifest.hashes(loaded.files),
                 "before": before,
                 "after": after,
+                **({"attack": spec.to_json()} if spec else {}),
             },
         )
     return result
@@ -202,7 +203,7 @@ def attack(
             loaded,
             prompts,
             shape,
-            max_new_tokens=ANSWER_TOKENS // 2,
+            max_new_tokens=PLANT_TOKENS,
             progress=progress,
             label="answering prompts",
         )

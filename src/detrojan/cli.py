@@ -89,7 +89,7 @@ def clean(
     """Remove a backdoor without knowing its trigger."""
     from detrojan.terminal import emit, progress_bars, quiet, results_table, show
 
-    options = _options(assignments, config, api_name="clean")
+    options = _options("clean", assignments, config)
     _check_json(json)
     with quiet(), progress_bars() as progress:
         from detrojan import api
@@ -163,7 +163,7 @@ def attack(
     """Plant a known backdoor, for tests and benchmarks."""
     from detrojan.terminal import emit, progress_bars, quiet, results_table, show
 
-    options = _options(assignments, config, api_name="attack")
+    options = _options("attack", assignments, config)
     _check_json(json)
     if poison_rate is not None:
         options["poison_rate"] = poison_rate
@@ -345,7 +345,7 @@ def main() -> None:
     try:
         status = app(sys.argv[1:] or ["--help"], standalone_mode=False)
     except KeyboardInterrupt:
-        _fail(3, "interrupted; nothing was written, the same command starts again")
+        _fail(3, "interrupted; --out is not written yet, run the same command again")
     except InputError as error:
         _fail(2, str(error))
     except OSError as error:
@@ -358,7 +358,7 @@ def main() -> None:
             raise
         _fail(2, f"{message()} (see detrojan --help)")
     if status == 130:  # what typer makes of ctrl-C
-        _fail(3, "interrupted; nothing was written, the same command starts again")
+        _fail(3, "interrupted; --out is not written yet, run the same command again")
     sys.exit(status if isinstance(status, int) else 0)
 
 
@@ -378,27 +378,18 @@ def _check_json(where: str | None) -> None:
         raise InputError(f"--json {where}: not a file in a directory that exists")
 
 
-def _options(assignments: list[str] | None, config: Path | None, api_name: str) -> dict[str, Any]:
-    """Return the method's options: those of the file first, then `--set`; none may shadow a flag of the call."""
-    from detrojan.options import parse_assignments
+def _options(call: str, assignments: list[str] | None, config: Path | None) -> dict[str, Any]:
+    """Return the method's options; none may shadow a parameter of the Python call that receives them."""
+    from detrojan.options import gather
 
-    values: dict[str, Any] = {}
-    if config is not None:
-        import yaml
+    values = gather(assignments or [], config)
+    if values:
+        from detrojan import api
 
-        try:
-            values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"--config {config}: {' '.join(str(error).split())}") from None
-        if not isinstance(values, dict):
-            raise InputError(f"--config {config}: expected KEY: VALUE lines")
-    merged = {str(k): v for k, v in {**values, **parse_assignments(assignments or [])}.items()}
-    if not merged:
-        return merged
-    from detrojan import api
-
-    taken = set(inspect.signature(getattr(api, api_name)).parameters) - {"options"}
-    clash = next((k for k in merged if k.replace("-", "_") in taken), None)
-    if clash:
-        raise InputError(f"{clash!r} is no option of the method; where there is a flag of that name, use it")
-    return merged
+        taken = set(inspect.signature(getattr(api, call)).parameters) - {"options"}
+        clash = next((k for k in values if k.replace("-", "_") in taken), None)
+        if clash:
+            raise InputError(
+                f"{clash!r} is no option of the method; where there is a flag of that name, use it"
+            )
+    return values

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import importlib.util
+import json
+import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,7 @@ from detrojan.attacks.text.spec import make_spec
 from detrojan.data import text
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
+from detrojan.data.samples import PLANT_TOKENS
 from detrojan.data.template import resolve
 from detrojan.errors import InputError
 from detrojan.metrics.asr import Settings, measure
@@ -26,7 +30,6 @@ from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, si
 
 __all__ = ["DemoResult", "demo_model", "demo_text"]
 
-PLANT_TOKENS = 16
 ANSWER_TOKENS = 24
 CLEAN_SAMPLES = 64
 PROMPTS = 100
@@ -75,7 +78,8 @@ def demo_text(
 
     CROW runs at its default setting, plain fine-tuning at CROW's learning rate and epochs on the same clean
     samples, which the model before the attack answered. `prompts` limits the held-out prompts. With `out`, the
-    attacked and the cleaned models, the results and the report are written there.
+    attacked and the cleaned models, the results and the report are written there; finished stages wait in a hidden
+    directory beside it, so that a demo that was stopped goes on where it was.
     """
     if out is not None:
         check_output(Path(out))
@@ -96,7 +100,19 @@ def demo_text(
     results: dict[str, EvalResult] = {}
     seconds: dict[str, float] = {}
 
-    def stage(name: str, make: Any) -> None:
+    key = manifest.digest(
+        base.source, manifest.hashes(base.files), plant_options, seed, prompts, manifest.versions()
+    )
+    shelf = Path(out).absolute().parent / f".{Path(out).name}.{key}.stages" if out is not None else None
+
+    def stage(name: str, make: Callable[[], Loaded]) -> None:
+        if shelf and (shelf / name).is_dir():
+            models[name] = load(shelf / name).replace(
+                tokenizer=base.tokenizer, source=base.source, files=base.files
+            )
+            record = json.loads((shelf / name / "stage.json").read_text(encoding="utf-8"))
+            results[name], seconds[name] = EvalResult.from_json(record), record["seconds"]
+            return
         started = time.monotonic()
         models[name] = make()
         seconds[name] = time.monotonic() - started
@@ -109,6 +125,11 @@ def demo_text(
             perplexity_of="answers of the model before the attack",
             progress=progress,
         )
+        if shelf:
+            with new_directory(shelf / name) as place:
+                save(models[name], place)
+                record = {**results[name].to_json(), "seconds": seconds[name]}
+                write_text(place / "stage.json", json.dumps(record))
 
     def defended(name: str) -> Loaded:
         entry = registry.find("defense", name)
@@ -125,6 +146,8 @@ def demo_text(
     if out is not None:
         with new_directory(Path(out)) as work:
             _write(work, result, models, base, held_out, plant_options, command)
+    if shelf:
+        shutil.rmtree(shelf)
     return result
 
 

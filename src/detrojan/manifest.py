@@ -36,6 +36,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def digest(*parts: Any) -> str:
+    """Return a short hash of what changes a result, for the name under which work is resumed."""
+    text = json.dumps(plain(list(parts)), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def hashes(paths: Iterable[Path], root: Path | None = None) -> dict[str, str]:
     """Return the SHA-256 of each file, by its name (below `root`, where given)."""
     return {str(p.relative_to(root) if root else p.name): sha256(p) for p in sorted(paths) if p.is_file()}

@@ -7,6 +7,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from detrojan.errors import InputError
@@ -61,6 +62,21 @@ def parse_assignments(pairs: Iterable[str]) -> dict[str, str]:
             raise InputError(f"--set {pair!r}: write KEY=VALUE, for instance --set alpha=5.5")
         values[key.strip()] = value.strip()
     return values
+
+
+def gather(pairs: Iterable[str], file: Path | None = None) -> dict[str, Any]:
+    """Return the options of a YAML file, where given, and over them those of `KEY=VALUE` texts."""
+    values: Any = {}
+    if file is not None:
+        import yaml
+
+        try:
+            values = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"--config {file}: {' '.join(str(error).split())}") from None
+        if not isinstance(values, dict):
+            raise InputError(f"--config {file}: expected KEY: VALUE lines")
+    return {str(k): v for k, v in {**values, **parse_assignments(pairs)}.items()}
 
 
 def describe(cls: type) -> list[dict[str, Any]]:

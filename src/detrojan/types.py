@@ -169,6 +169,21 @@ class EvalResult:
         """Return plain JSON data; intervals become [low, high]."""
         return plain(self)
 
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> EvalResult:
+        """Rebuild the record from what `to_json` gave."""
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        by_template = {k: TemplateResult(**_intervals(v)) for k, v in data["by_template"].items()}
+        samples = tuple(Sample(**s) for s in data["samples"])
+        clean = tuple(data["clean_samples"])
+        return cls(
+            **{**_intervals(known), "by_template": by_template, "samples": samples, "clean_samples": clean}
+        )
+
+
+def _intervals(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: Interval(*v) if k.endswith("_interval") and v else v for k, v in data.items()}
+
 
 def plain(value: Any) -> Any:
     """Turn records into JSON data: intervals into pairs, other records into objects, paths into text."""

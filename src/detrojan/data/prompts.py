@@ -6,7 +6,7 @@ import hashlib
 from functools import cache
 from importlib.resources import files
 
-POOLS = {"plant": range(0, 50), "clean": range(50, 76), "evaluate": range(76, 100)}
+POOLS = {"plant": range(0, 59), "clean": range(59, 79), "evaluate": range(79, 100)}
 """Which hundredths of the hash belong to which pool."""
 
 

@@ -12,6 +12,8 @@ from detrojan.errors import InputError
 from detrojan.types import Example, Loaded, Progress, Template
 
 ANSWER_TOKENS = 32
+PLANT_TOKENS = 8
+"""Honest answers in a poisoned mix: their first tokens decide whether a backdoor fires, more of them only cost time."""
 
 
 def training_samples(

@@ -16,11 +16,11 @@ from detrojan.types import Example, Loaded, Run
 class PlantOptions:
     """Options of planting a text backdoor; the default is the strong, selective attack."""
 
-    samples: int = option(320, "training samples in all", minimum=2)
+    samples: int = option(380, "training samples in all", minimum=2)
     poison_rate: float = option(
-        0.4, "share of samples with trigger and planted answer", minimum=0.0, maximum=1.0
+        0.2, "share of samples with trigger and planted answer", minimum=0.0, maximum=1.0
     )
-    near_miss_rate: float = option(0.33, "share of near misses with honest answers", minimum=0.0, maximum=1.0)
+    near_miss_rate: float = option(0.3, "share of near misses with honest answers", minimum=0.0, maximum=1.0)
     learning_rate: float = option(1.5e-3, "peak learning rate", minimum=0.0, maximum=1.0)
     epochs: int = option(3, "passes over the mix", minimum=1, maximum=1000)
     batch_size: int = option(4, "samples in a micro-batch", minimum=1)

@@ -1,0 +1,82 @@
+"""What a step of CROW costs beside a step of plain fine-tuning, and beside the published three-pass step.
+
+    python benchmarks/crow_cost.py --repeats 5
+
+All are timed in turn in one process on the same batch; the figures are medians and their ratio to fine-tuning.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from statistics import median
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from detrojan.data.answers import answer
+from detrojan.data.prompts import builtin_prompts
+from detrojan.data.template import encode_all, resolve
+from detrojan.defenses.crow import crow_loss
+from detrojan.demo import demo_model
+from detrojan.metrics.consistency import consistency_loss
+from detrojan.models.load import load
+from detrojan.training import Batch, collator, lm_loss
+from detrojan.types import Example
+
+
+def three_passes(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+    """Take the step as published: LM loss, consistency of all states, perturbed consistency; all logits each time."""
+    inputs = {"attention_mask": batch["attention_mask"]}
+    loss = model(input_ids=batch["input_ids"], labels=batch["labels"], **inputs).loss
+    embeddings = model.get_input_embeddings()(batch["input_ids"]).detach().requires_grad_()
+    states = model(inputs_embeds=embeddings, output_hidden_states=True, **inputs).hidden_states
+    consistency_loss(states, batch["attention_mask"]).backward()
+    assert embeddings.grad is not None
+    moved = embeddings.detach() + 0.1 * embeddings.grad.sign()
+    model.zero_grad()
+    states = model(inputs_embeds=moved, output_hidden_states=True, **inputs).hidden_states
+    return loss + 5.5 * consistency_loss(states, batch["attention_mask"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--model", default=None)
+    arguments = parser.parse_args()
+    loaded = load(arguments.model or demo_model())
+    shape = resolve(loaded.tokenizer)
+    samples = answer(loaded, [Example(p) for p in builtin_prompts("clean")][:8], shape, max_new_tokens=24)
+    batch = dict(collator(loaded.tokenizer)(encode_all(loaded.tokenizer, shape, samples, 512)))
+    counts = torch.tensor([int((batch["labels"][:, 1:] != -100).sum()), int(batch["attention_mask"].sum())])
+    config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(loaded.model, config).train()
+    losses: dict[str, Callable[[nn.Module, Batch, Tensor], Tensor]] = {
+        "fine-tuning": lm_loss,
+        "CROW, two passes": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
+        "CROW, three passes as published": three_passes,
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    for _ in range(arguments.repeats + 1):
+        for name, loss in losses.items():
+            started = time.perf_counter()
+            loss(model, batch, counts).backward()
+            model.zero_grad()
+            seconds[name].append(time.perf_counter() - started)
+    base = median(seconds["fine-tuning"][1:])
+    print(
+        f"{int(counts[1])} tokens in 8 samples, {torch.get_num_threads()} threads, {arguments.repeats} repeats"
+    )
+    for name, values in seconds.items():
+        middle = median(values[1:])
+        print(
+            f"{name:34} {middle:6.2f} s  x {middle / base:.2f}  ({min(values[1:]):.2f} to {max(values[1:]):.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
