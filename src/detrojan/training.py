@@ -121,6 +121,8 @@ def train(
         trained = trainer.accelerator.unwrap_model(trained, keep_fp32_wrapper=False)
         trainer.accelerator.free_memory()
         trained.config.use_cache = use_cache
+        if gradient_checkpointing:
+            model.gradient_checkpointing_disable()
     adapter = None
     if not full:
         if run.keep_adapter:
