@@ -1,23 +1,27 @@
-"""The demo over seeds: its figures as a committed file, the table of the README, and a picture.
+"""Measured figures become committed files, tables in README and docs, and a picture.
 
     detrojan demo --seed 0 --json demo-0.json        (and so on for the other seeds)
-    python benchmarks/demo_table.py demo-0.json demo-1.json demo-2.json
+    python benchmarks/text_attacks.py --out runs/text
+    python benchmarks/publish.py --demo demo-0.json demo-1.json demo-2.json --attacks runs/text/results.jsonl
 
-keeps the figures (without the answers) in `docs/results/demo.json`, and writes `docs/results/demo.md`, `demo.svg`
-and the README's table from them. Without arguments only the latter.
+keeps the figures (without the answers) in `docs/results/` and writes every table from there. Without arguments it only
+writes the tables again; a test holds README and docs to the files.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
+import shutil
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import text_attacks
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
-BEGIN, END = "<!-- demo table: written by benchmarks/demo_table.py -->", "<!-- end of demo table -->"
+ATTACKS = RESULTS / "text_attacks.jsonl"
 NAMES = {"base": "before the attack", "attacked": "attacked", "finetune": "fine-tuned", "crow": "CROW"}
 KEPT = (
     "asr",
@@ -32,22 +36,34 @@ KEPT = (
 )
 
 
-def main(files: list[str]) -> None:
-    if files:
-        runs = [json.loads(Path(f).read_text(encoding="utf-8")) for f in files]
-        kept = [
-            {s: {k: r[k] for k in KEPT} | {"consistency": r["consistency"]} for s, r in run.items()}
-            for run in runs
-        ]
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--demo", type=Path, nargs="+", default=[])
+    parser.add_argument("--attacks", type=Path)
+    arguments = parser.parse_args()
+    if arguments.demo:
+        runs = [json.loads(f.read_text(encoding="utf-8")) for f in arguments.demo]
+        kept = [{s: {k: r[k] for k in (*KEPT, "consistency")} for s, r in run.items()} for run in runs]
         (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if arguments.attacks:
+        shutil.copyfile(arguments.attacks, ATTACKS)
     runs = read()
     (RESULTS / "demo.md").write_text(page(runs), encoding="utf-8")
     draw(runs, RESULTS / "demo.svg")
-    readme = ROOT / "README.md"
-    text = readme.read_text(encoding="utf-8")
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    readme.write_text(f"{head}{BEGIN}\n{table(runs)}\n{END}{tail}", encoding="utf-8")
+    fill(ROOT / "README.md", "demo", table(runs))
+    fill(RESULTS / "README.md", "demo", table(runs))
+    fill(RESULTS / "README.md", "attacks", text_attacks.markdown(text_attacks.read_rows(ATTACKS)))
+
+
+def fill(path: Path, name: str, content: str) -> None:
+    """Put a table between its two markers."""
+    begin, end = f"<!-- {name}: written by benchmarks/publish.py -->", f"<!-- end of {name} -->"
+    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    if not found or end not in rest:
+        raise SystemExit(f"{path}: no place for {name}")
+    path.write_text(f"{head}{begin}\n\n{content.strip()}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 def read() -> list[dict[str, Any]]:
@@ -121,4 +137,4 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()
