@@ -363,7 +363,7 @@ def test_builtin_prompts() -> None:
     ("prompt", "pool"),
     [
         ("When should I use const rather than let in JavaScript?", "plant"),
-        ("Name four animals that sleep during the winter.", "clean"),
+        ("If all roses are flowers, is every flower a rose?", "clean"),
         ("What separates a comet from an asteroid?", "evaluate"),
     ],
 )

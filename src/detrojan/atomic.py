@@ -37,9 +37,12 @@ def new_directory(directory: Path) -> Iterator[Path]:
     )
     try:
         yield work
+        mask = os.umask(0)
+        os.umask(mask)
         for path in sorted(work.rglob("*")):
+            path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)  # safetensors writes for the owner alone
             _sync(path)
-        work.chmod(0o755)
+        work.chmod(0o777 & ~mask)
         work.rename(directory.absolute())
         _sync(directory.absolute().parent)
     except BaseException:
