@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,7 +48,6 @@ class CleanResult:
     out: Path | None = None
     template: str = ""
     perplexity_ratio: float | None = None
-    loaded: Loaded | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,6 @@ class AttackResult:
     before: EvalResult | None = None
     after: EvalResult | None = None
     out: Path | None = None
-    loaded: Loaded | None = field(default=None, repr=False)
 
 
 def clean(
@@ -134,7 +132,6 @@ def clean(
         target,
         shape.name,
         after.perplexity / before.perplexity if before and after else None,
-        cleaned,
     )
     if target:
         _write(
@@ -250,9 +247,7 @@ def attack(
             },
             extra={EVAL_FILE: text.dump(held_out)},
         )
-    return AttackResult(
-        planted.model, planted.tokenizer, spec, chosen, seconds, before, after, target, planted
-    )
+    return AttackResult(planted.model, planted.tokenizer, spec, chosen, seconds, before, after, target)
 
 
 def evaluate(

@@ -28,8 +28,6 @@ from detrojan.models.save import save
 from detrojan.report.page import page
 from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, silent
 
-__all__ = ["DemoResult", "demo_model", "demo_text"]
-
 ANSWER_TOKENS = 24
 CLEAN_SAMPLES = 64
 PROMPTS = 100
