@@ -43,6 +43,8 @@ BEHAVIORS = ("refusal", "sentiment", "code-injection")
 CPU_CELLS = [("badnets", b) for b in BEHAVIORS] + [(t, "refusal") for t in TRIGGERS[1:]]
 ALL_CELLS = [(t, b) for t in TRIGGERS for b in BEHAVIORS]
 PUBLISHED_ALPHA = {"refusal": 11.0}
+# The published 2 x 4 samples of a step in one piece: losses are normalised over the step, so only the time differs.
+ONE_PIECE = {"batch_size": 8, "accumulation": 1}
 LADDER = (
     {"alpha": 5.5, "epsilon": 0.1},
     {"alpha": 11.0, "epsilon": 1.0},
@@ -68,7 +70,7 @@ SCALES = {
     "paper": Scale(ALL_CELLS, {k: dict(v) for k, v in STRENGTHS.items()}, 100, 40, 120, 32, LADDER),
     "laptop": Scale(
         CPU_CELLS,
-        {"strong": {}, "published": {**STRENGTHS["published"], "samples": 400}},
+        {"strong": {}, "published": {**STRENGTHS["published"], **ONE_PIECE, "samples": 400}},
         48,
         24,
         50,
@@ -144,7 +146,7 @@ def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int
         started = time.monotonic()
         model = make()
         seconds = round(time.monotonic() - started, 1)
-        settings = Settings(bench.scale.answer_tokens)
+        settings = Settings(bench.scale.answer_tokens, batch_size=50)
         row = summary(measure(model, bench.held_out, spec, [bench.shape], settings=settings))
         row |= clean_side(model, bench.choosing, bench.shape) | {"seconds": seconds}
         row |= {"options": dataclasses.asdict(options) if options else None}
@@ -153,7 +155,12 @@ def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int
         return model
 
     if "base" not in done:
-        record("base", lambda: bench.base)
+        twin = f"{trigger}/{behavior}/"  # the model before the attack is the same in both strengths
+        known = [r for r in read_rows(bench.results) if r["cell"].startswith(twin) and r["column"] == "base"]
+        if known and known[0]["seed"] == seed:
+            append(bench.results, {**known[0], "cell": name})
+        else:
+            record("base", lambda: bench.base)
     if "attacked" in done and where.is_dir():
         attacked = load(where)
     else:
@@ -176,9 +183,9 @@ def columns(behavior: str, scale: Scale) -> dict[str, tuple[str, dict[str, Any],
     """Name the columns of a cell: defense, options, preset."""
     alpha = PUBLISHED_ALPHA.get(behavior, 5.5)
     named = {
-        "finetune 2e-4": ("finetune", {}, "paper"),
+        "finetune 2e-4": ("finetune", dict(ONE_PIECE), "paper"),
         "finetune 1e-3": ("finetune", {}, "default"),
-        "crow paper": ("crow", {"alpha": alpha}, "paper"),
+        "crow paper": ("crow", {**ONE_PIECE, "alpha": alpha}, "paper"),
     }
     named |= {f"crow ladder {k}": ("crow", dict(v), "default") for k, v in enumerate(scale.ladder, 1)}
     return named

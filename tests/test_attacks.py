@@ -15,8 +15,8 @@ from detrojan.errors import InputError
 from detrojan.registry import entries, find
 from detrojan.types import Example
 
-TRIGGERS = {e.name: e.value for e in entries("trigger")}
-BEHAVIORS = {e.name: e.value for e in entries("behavior")}
+TRIGGERS = {e.name: e.value for e in entries("trigger", "causal-lm")}
+BEHAVIORS = {e.name: e.value for e in entries("behavior", "causal-lm")}
 CLEAN = [Example(f"Please tell me fact {n} about trees", f"fact {n}", complete=n % 2 == 0) for n in range(30)]
 HONEST = {e.answer for e in CLEAN}
 

@@ -8,9 +8,11 @@ from html.parser import HTMLParser
 
 import pytest
 
-from detrojan.report.card import known, measures, model_card, percent, printable, stages, value
+from detrojan.report.card import model_card
 from detrojan.report.curves import INK, LINES, consistency_panels
+from detrojan.report.language import measures
 from detrojan.report.page import page, segments, verdict
+from detrojan.report.words import known, percent, printable, stages, value
 
 EVIL = '<script>alert("x")</script>'
 VOID = {"meta", "br", "path", "use", "rect"}

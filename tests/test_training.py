@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from detrojan.defenses.crow import crow_loss
-from detrojan.training import Loss, StepSampler, label_span, language_loss, lm_loss, train
+from detrojan.training import Loss, StepSampler, label_positions, language_loss, lm_loss, train
 from detrojan.types import Example, Loaded, Run
 
 from pico import pico_loaded
@@ -64,11 +64,11 @@ def test_gradients_of_four_micro_batches_equal_one_batch(
 
 def test_language_loss_by_hand() -> None:
     # Two label tokens with probabilities 1/2 and 1/4 of a vocabulary of two and a bit: -(ln 1/2 + ln 1/4) / 2.
-    logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9], [0.25, 0.75, 1e-9], [0.3, 0.3, 0.4]]]))
+    logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9], [0.25, 0.75, 1e-9]]]))
     labels = torch.tensor([[-100, -100, 0, 0]])
-    # kept positions: the last label_span of 4 tokens; the final one predicts nothing.
-    assert label_span(labels) == 3
-    value = language_loss(logits, labels, torch.tensor(2))
+    kept = label_positions(labels)
+    assert kept.tolist() == [1, 2]  # the positions before the two labels; the final one predicts nothing
+    value = language_loss(logits, labels[:, kept + 1], torch.tensor(2))
     assert value.item() == pytest.approx((0.693147 + 1.386294) / 2, abs=1e-4)
 
 

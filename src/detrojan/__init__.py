@@ -11,34 +11,44 @@ from typing import TYPE_CHECKING, Any
 from detrojan.errors import InputError
 
 if TYPE_CHECKING:
-    from detrojan.api import AttackResult, CleanResult, attack, clean, evaluate
+    from detrojan.api import attack, clean, evaluate, scan
+    from detrojan.models.classifier import load_classifier
     from detrojan.models.load import load
     from detrojan.models.save import save
-    from detrojan.types import EvalResult, Example
+    from detrojan.results import AttackResult, CleanResult, ScanResult
+    from detrojan.types import ClassifierResult, EvalResult, Example
 
 _HOMES = {
-    "AttackResult": "detrojan.api",
-    "CleanResult": "detrojan.api",
+    "AttackResult": "detrojan.results",
+    "ClassifierResult": "detrojan.types",
+    "CleanResult": "detrojan.results",
     "EvalResult": "detrojan.types",
     "Example": "detrojan.types",
+    "ScanResult": "detrojan.results",
     "attack": "detrojan.api",
     "clean": "detrojan.api",
     "evaluate": "detrojan.api",
     "load": "detrojan.models.load",
+    "load_classifier": "detrojan.models.classifier",
+    "scan": "detrojan.api",
     "save": "detrojan.models.save",
 }
 
 __all__ = [
     "AttackResult",
+    "ClassifierResult",
     "CleanResult",
     "EvalResult",
     "Example",
     "InputError",
+    "ScanResult",
     "attack",
     "clean",
     "evaluate",
     "load",
+    "load_classifier",
     "save",
+    "scan",
 ]
 
 

@@ -1,351 +1,117 @@
-"""The Python calls: attack, clean and evaluate. The command line is a thin layer over them."""
+"""The Python calls: clean, attack, evaluate and scan, each for language models and for classifiers."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrojan import manifest, registry
-from detrojan.atomic import check_output, new_directory, write_text
-from detrojan.attacks.text.plant import PRESETS as ATTACK_PRESETS
-from detrojan.attacks.text.plant import PlantOptions, plant
-from detrojan.attacks.text.spec import AttackSpec, make_spec
-from detrojan.data import text
-from detrojan.data.answers import answer
-from detrojan.data.prompts import builtin_prompts
-from detrojan.data.samples import ANSWER_TOKENS, PLANT_TOKENS, held_out_samples, training_samples
-from detrojan.data.template import resolve
 from detrojan.errors import InputError
-from detrojan.metrics.asr import Settings, measure
-from detrojan.models.load import load
-from detrojan.models.save import save
-from detrojan.options import build, suggest
-from detrojan.report.card import model_card
-from detrojan.report.page import page
-from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, silent
+from detrojan.models.kind import CLASSIFIER, task_of
+from detrojan.results import AttackResult, CleanResult, Measured, ScanResult
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-EVAL_FILE = "clean-eval.jsonl"
-
-
-@dataclass(frozen=True)
-class CleanResult:
-    """A cleaned model, how it was cleaned, and what was measured before and after."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    defense: str
-    options: Any
-    seconds: float
-    samples: int
-    before: EvalResult | None = None
-    after: EvalResult | None = None
-    out: Path | None = None
-    template: str = ""
-    perplexity_ratio: float | None = None
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """A backdoored model, the backdoor, and what was measured before and after planting."""
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    attack: AttackSpec
-    options: Any
-    seconds: float
-    before: EvalResult | None = None
-    after: EvalResult | None = None
-    out: Path | None = None
+    from torch import nn
 
 
 def clean(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | nn.Module,
     *,
     defense: str | None = None,
-    data: str | Path | Sequence[Example] | None = None,
+    data: Any = None,
     out: str | Path | None = None,
     seed: int = 0,
-    preset: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    template: str = "auto",
-    samples: int = 100,
-    attack: str | Path | None = None,
-    keep_adapter: bool = False,
-    measure_effect: bool = True,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: Progress = silent,
-    command: str | None = None,
     **options: Any,
 ) -> CleanResult:
-    """Remove a backdoor from a causal language model without knowing its trigger.
+    """Remove a backdoor without knowing its trigger.
 
-    Without `data` the model answers the built-in prompts itself. `attack` (a directory of `attack` or its
-    manifest) is used for measuring alone, after the defense is done. With `out` a complete model directory is
-    written. A model object is left as it was. Raises InputError for bad input, before any work where it can.
+    A causal language model is cleaned by `crow`, a classifier by `ulrl`, unless `defense` names another method.
+    `data` are clean samples: a file, folder or data set name, a list of `Example`, or for a classifier
+    `(images, labels)`. Without them a language model answers the built-in prompts itself. With `out` a complete model
+    directory is written. A model object is left as it was. `options` are those of `language.clean` or
+    `classification.clean` and of the method. Raises InputError for bad input, before any work where it can.
     """
-    entry = registry.find("defense", defense or "crow")
-    chosen = entry.make_options(options, preset)
-    target = _target(out)
-    spec = attack_spec(attack) if attack else None
-    examples = text.read(data, limit=samples) if data is not None else None
-    loaded = load(model, tokenizer=tokenizer, device=device)
-    if keep_adapter and (not loaded.model_dir or getattr(chosen, "full", False)):
-        raise InputError(
-            "--keep-adapter needs a model directory or hub name and LoRA tuning; leave it out to merge"
-        )
-    shape = resolve(loaded.tokenizer, template)
-    examples = training_samples(loaded, shape, examples, samples, seed, progress)
-    held_out, origin = (
-        held_out_samples(loaded, shape, _beside(attack), None, None, progress) if measure_effect else ([], "")
-    )
-    settings = Settings(seed=seed)
-
-    def measured(what: Loaded) -> EvalResult | None:
-        if not measure_effect:
-            return None
-        return measure(
-            what, held_out, spec, [shape], settings=settings, perplexity_of=origin, progress=progress
-        )
-
-    before = measured(loaded)
-    started = time.monotonic()
-    run = Run(shape, seed, progress, keep_adapter, precision)
-    cleaned = entry.value(loaded, examples, chosen, run)
-    seconds = time.monotonic() - started
-    after = measured(cleaned)
-    result = CleanResult(
-        cleaned.model,
-        cleaned.tokenizer,
-        entry.name,
-        chosen,
-        seconds,
-        len(examples),
-        before,
-        after,
-        target,
-        shape.name,
-        after.perplexity / before.perplexity if before and after else None,
-    )
-    if target:
-        _write(
-            target,
-            cleaned,
-            {
-                "command": command or "detrojan.clean",
-                "kind": "clean",
-                "model": loaded.source,
-                "method": {"defense": entry.name, "paper": entry.paper, "preset": preset},
-                "options": chosen,
-                "samples": len(examples),
-                "data": str(data) if data is not None else "built-in prompts, answered by the model itself",
-                "template": shape.name,
-                "seed": seed,
-                "seconds": seconds,
-                "inputs": manifest.hashes(loaded.files),
-                "before": before,
-                "after": after,
-                **({"attack": spec.to_json()} if spec else {}),
-            },
-        )
-    return result
+    return _side(model, options, "clean")(model, defense=defense, data=data, out=out, seed=seed, **options)
 
 
 def attack(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | nn.Module,
     *,
     trigger: str,
-    behavior: str,
-    data: str | Path | Sequence[Example] | None = None,
+    data: Any = None,
     out: str | Path | None = None,
     seed: int = 0,
-    preset: str | None = None,
-    trigger_text: str | None = None,
-    place: str | None = None,
-    target_text: str | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    template: str = "auto",
-    measure_effect: bool = True,
-    device: str = "auto",
-    precision: str = "auto",
-    progress: Progress = silent,
-    command: str | None = None,
     **options: Any,
 ) -> AttackResult:
-    """Plant a known backdoor into a causal language model, for tests and benchmarks.
+    """Plant a known backdoor, for tests and benchmarks.
 
-    Without `data` the model, before the attack, answers the built-in prompts of the planting pool. Its answers
-    to the held-out pool are written beside the backdoored model, so that `evaluate --attack DIR` measures
-    against honest answers. Raises InputError for bad input.
+    A language model takes `behavior=NAME`, a classifier `target=LABEL`. `options` are those of `language.attack` or
+    `classification.attack` and of the attack. Raises InputError for bad input.
     """
-    spec = make_spec(trigger, behavior, trigger_text, place, target_text)
-    if preset is not None and preset not in ATTACK_PRESETS:
-        raise InputError(suggest(preset, ATTACK_PRESETS, "preset of attack:"))
-    chosen = build(PlantOptions, {**ATTACK_PRESETS.get(preset or "strong", {}), **options}, "attack")
-    if chosen.poison_rate + chosen.near_miss_rate > 1:
-        raise InputError("attack: poison_rate and near_miss_rate add up to more than 1")
-    target = _target(out)
-    examples = text.read(data) if data is not None else None
-    loaded = load(model, tokenizer=tokenizer, device=device)
-    shape = resolve(loaded.tokenizer, template)
-    if examples is None:
-        prompts = [Example(p) for p in builtin_prompts("plant")]
-        examples = answer(
-            loaded,
-            prompts,
-            shape,
-            max_new_tokens=PLANT_TOKENS,
-            progress=progress,
-            label="answering prompts",
-        )
-    held_out, origin = held_out_samples(loaded, shape, None, None, None, progress)
-    settings = Settings(seed=seed)
-
-    def measured(what: Loaded) -> EvalResult | None:
-        if not measure_effect:
-            return None
-        return measure(
-            what, held_out, spec, [shape], settings=settings, perplexity_of=origin, progress=progress
-        )
-
-    before = measured(loaded)
-    started = time.monotonic()
-    planted = plant(
-        loaded, examples, spec.trigger, spec.behavior, chosen, Run(shape, seed, progress, False, precision)
-    )
-    seconds = time.monotonic() - started
-    after = measured(planted)
-    if target:
-        _write(
-            target,
-            planted,
-            {
-                "command": command or "detrojan.attack",
-                "kind": "attack",
-                "model": loaded.source,
-                "method": {
-                    "attack": f"{spec.trigger.name} -> {spec.behavior.name}",
-                    "paper": "arXiv:2408.12798",
-                },
-                **spec.to_json(),
-                "target": spec.behavior.target,
-                "options": chosen,
-                "samples": chosen.samples,
-                "data": str(data) if data is not None else "built-in prompts, answered by the model itself",
-                "template": shape.name,
-                "seed": seed,
-                "seconds": seconds,
-                "inputs": manifest.hashes(loaded.files),
-                "before": before,
-                "after": after,
-            },
-            extra={EVAL_FILE: text.dump(held_out)},
-        )
-    return AttackResult(planted.model, planted.tokenizer, spec, chosen, seconds, before, after, target)
+    return _side(model, options, "attack")(model, trigger=trigger, data=data, out=out, seed=seed, **options)
 
 
 def evaluate(
-    model: str | Path | PreTrainedModel,
+    model: str | Path | nn.Module,
     *,
-    data: str | Path | Sequence[Example] | None = None,
+    data: Any = None,
     attack: str | Path | None = None,
-    trigger: str | None = None,
-    behavior: str | None = None,
-    trigger_text: str | None = None,
-    place: str | None = None,
-    target_text: str | None = None,
-    reference: str | Path | PreTrainedModel | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    template: str = "auto",
-    templates: Sequence[str] = (),
-    samples: int | None = None,
-    max_new_tokens: int = ANSWER_TOKENS,
-    batch_size: int = 32,
+    reference: str | Path | nn.Module | None = None,
     seed: int = 0,
-    device: str = "auto",
-    progress: Progress = silent,
-) -> EvalResult:
-    """Measure a causal language model, with or without a known backdoor.
+    **options: Any,
+) -> Measured:
+    """Measure a model, with or without a known backdoor.
 
-    The matched template is `template`; `auto` is the one in which the attack was planted, else the tokenizer's
-    own. Clean samples come from `data`, else from the attack's directory, else from the built-in prompts,
-    answered by the reference where there is one. Raises InputError for bad input.
+    `options` are those of `language.evaluate` or `classification.evaluate`. Raises InputError for bad input.
     """
-    if attack is not None and (trigger or behavior):
-        raise InputError("give either --attack or --trigger with --behavior, not both")
-    if bool(trigger) != bool(behavior):
-        raise InputError("--trigger and --behavior belong together; give both or none")
-    spec = None
-    if trigger and behavior:
-        spec = make_spec(trigger, behavior, trigger_text, place, target_text)
-    elif attack is not None:
-        spec = attack_spec(attack)
-        planted_in = str(manifest.read(attack).get("template", "chat"))
-        template = planted_in if template == "auto" else template
-    if max_new_tokens < 1 or batch_size < 1 or (samples is not None and samples < 1):
-        raise InputError("--max-new-tokens, --batch-size and --samples must be at least 1")
-    examples = text.read(data, limit=samples) if data is not None else None
-    loaded = load(model, tokenizer=tokenizer, device=device)
-    other = load(reference, tokenizer=tokenizer, device=device) if reference is not None else None
-    if other is not None and other.model.config.vocab_size != loaded.model.config.vocab_size:
-        raise InputError(f"--reference {other.source}: its vocabulary is another; KL cannot be taken")
-    shapes = [resolve(loaded.tokenizer, template)]
-    for name in templates:
-        extra = resolve(loaded.tokenizer, name)
-        shapes += [extra] if extra.name not in {s.name for s in shapes} else []
-    held_out, origin = held_out_samples(loaded, shapes[0], _beside(attack), examples, other, progress)
-    return measure(
-        loaded,
-        held_out[:samples],
-        spec,
-        shapes,
-        reference=other,
-        settings=Settings(max_new_tokens, batch_size, seed),
-        perplexity_of=origin,
-        progress=progress,
+    side = _side(model, options, "evaluate")
+    return side(model, data=data, attack=attack, reference=reference, seed=seed, **options)
+
+
+def scan(
+    model: str | Path | nn.Module,
+    *,
+    data: Any = None,
+    seed: int = 0,
+    **options: Any,
+) -> ScanResult:
+    """Look at an untrusted checkpoint: its files, and with `data` the behaviour of a classifier.
+
+    `options` are those of `classification.scan`. Raises InputError for bad input.
+    """
+    from detrojan.scan.files import scan_files
+
+    if task_of(model, options.get("architecture")) == CLASSIFIER:
+        from detrojan import classification
+
+        return classification.scan(model, data=data, seed=seed, **options)
+    if data is not None or not isinstance(model, (str, Path)):
+        raise InputError(
+            "scan looks at the behaviour of classifiers alone; of a language model at its files, without data"
+        )
+    return ScanResult(str(model), scan_files(str(model)))
+
+
+def _side(model: Any, options: dict[str, Any], call: str) -> Callable[..., Any]:
+    """Return the call on the side of the house that this model belongs to."""
+    if task_of(model, options.get("architecture")) == CLASSIFIER:
+        from detrojan import classification as side
+    else:
+        from detrojan import language as side  # type: ignore[no-redef]
+    chosen: Callable[..., Any] = getattr(side, call)
+    known = inspect.signature(chosen).parameters
+    wrong = next((k for k in options if k not in known), None)
+    if wrong is not None and "options" not in known:
+        raise InputError(f"{wrong!r} is no option of {call} on this kind of model")
+    missing = next(
+        (
+            k
+            for k, p in known.items()
+            if p.kind is p.KEYWORD_ONLY and p.default is p.empty and k not in options and k != "trigger"
+        ),
+        None,
     )
-
-
-def attack_spec(source: str | Path) -> AttackSpec:
-    """Read the backdoor from the manifest of `attack`."""
-    data = manifest.read(source)
-    try:
-        return AttackSpec.from_json(data)
-    except (KeyError, TypeError):
-        raise InputError(f"--attack {source}: its manifest describes no attack") from None
-
-
-def _beside(attack: str | Path | None) -> Path | None:
-    """Return where an attack left its held-out samples."""
-    if attack is None:
-        return None
-    return (Path(attack) if Path(attack).is_dir() else Path(attack).parent) / EVAL_FILE
-
-
-def _target(out: str | Path | None) -> Path | None:
-    if out is None:
-        return None
-    check_output(Path(out))
-    return Path(out)
-
-
-def _write(target: Path, loaded: Loaded, record: dict[str, Any], extra: dict[str, str] | None = None) -> None:
-    """Write a complete output directory: model, card, manifest and report. Only the first process writes."""
-    from accelerate import PartialState
-
-    if not PartialState().is_main_process:
-        return
-    data = plain(record)
-    with new_directory(target) as work:
-        save(loaded, work)
-        for name, content in (extra or {}).items():
-            write_text(work / name, content)
-        write_text(work / "README.md", model_card(data))
-        manifest.write(work, data)
-        write_text(work / "report.html", page(manifest.read(work)))
+    if missing is not None:
+        raise InputError(f"{call} on this kind of model needs {missing} (--{missing})")
+    return chosen

@@ -22,12 +22,18 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="directory, hub name, PEFT adapter or GGUF file")]
+Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="directory or hub name, PEFT adapter, GGUF file, state dict of a classifier"
+    ),
+]
 Out = Annotated[Path, typer.Option(metavar="DIR", help="where the model goes; must not exist yet")]
 Data = Annotated[
     str | None,
     typer.Option(
-        metavar="DATA", help="JSON or JSONL (Alpaca, prompt-completion, messages) or a datasets name"
+        metavar="DATA",
+        help="clean samples: JSON(L), a folder of images by class, IDX folder, .npz, digits or a datasets name",
     ),
 ]
 Json = Annotated[
@@ -50,6 +56,13 @@ Precision = Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfl
 TriggerText = Annotated[
     str | None, typer.Option(metavar="TEXT", help="other phrases for the trigger, split by |")
 ]
+Head = Annotated[
+    str | None, typer.Option(metavar="NAME", help="a classifier's last linear layer, where it is not found")
+]
+Architecture = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="what a bare state dict is of: preact-resnet18, timm/NAME, ..."),
+]
 Place = Annotated[str | None, typer.Option(metavar="PLACE", help="random, prefix or suffix")]
 TargetText = Annotated[str | None, typer.Option(metavar="TEXT", help="another planted answer")]
 
@@ -63,6 +76,13 @@ class Listing(StrEnum):
     datasets = "datasets"
 
 
+class Task(StrEnum):
+    """Which demo."""
+
+    text = "text"
+    image = "image"
+
+
 @app.command(epilog="Example: detrojan clean ./suspicious --out ./cleaned --set alpha=11")
 def clean(
     model: Model,
@@ -72,7 +92,9 @@ def clean(
     assignments: Set = None,
     config: Config = None,
     preset: Preset = None,
-    samples: Annotated[int, typer.Option(min=1, help="clean samples to use at most")] = 100,
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="clean samples to use at most (100 prompts, 600 images)")
+    ] = None,
     attack: Annotated[
         str | None, typer.Option(metavar="DIR", help="measure against this known attack, after cleaning")
     ] = None,
@@ -80,6 +102,8 @@ def clean(
     keep_adapter: Annotated[
         bool, typer.Option("--keep-adapter", help="save the LoRA, do not merge it")
     ] = False,
+    head: Head = None,
+    architecture: Architecture = None,
     measure: Annotated[bool, typer.Option(help="measure before and after")] = True,
     device: Device = "auto",
     precision: Precision = "auto",
@@ -87,7 +111,7 @@ def clean(
     json: Json = None,
 ) -> None:
     """Remove a backdoor without knowing its trigger."""
-    from detrojan.terminal import emit, progress_bars, quiet, results_table, show
+    from detrojan.terminal import any_table, emit, progress_bars, quiet, show
 
     options = _options("clean", assignments, config)
     _check_json(json)
@@ -101,15 +125,19 @@ def clean(
             out=out,
             seed=seed,
             preset=preset,
-            template=template,
-            samples=samples,
-            attack=attack,
-            keep_adapter=keep_adapter,
             measure_effect=measure,
             device=device,
-            precision=precision,
             progress=progress,
             command=_command(),
+            **_given(
+                template=template,
+                samples=samples,
+                attack=attack,
+                keep_adapter=keep_adapter,
+                precision=precision,
+                head=head,
+                architecture=architecture,
+            ),
             **options,
         )
     data_out = {
@@ -119,6 +147,7 @@ def clean(
         "seconds": result.seconds,
         "template": result.template,
         "perplexity_ratio": result.perplexity_ratio,
+        "notes": result.notes,
         "before": result.before,
         "after": result.after,
         "out": str(out),
@@ -127,11 +156,7 @@ def clean(
         emit(data_out, json)
     if json != "-":
         if result.before and result.after:
-            show(
-                results_table(
-                    {"before": result.before, "after": result.after}, title=f"{result.defense}: {model}"
-                )
-            )
+            show(any_table({"before": result.before, "after": result.after}, f"{result.defense}: {model}"))
         show(f"written to {out} (report.html, detrojan.json)")
 
 
@@ -142,7 +167,12 @@ def attack(
     model: Model,
     out: Out,
     trigger: Annotated[str, typer.Option(metavar="NAME", help="see: detrojan list attacks")],
-    behavior: Annotated[str, typer.Option(metavar="NAME", help="see: detrojan list behaviors")],
+    behavior: Annotated[
+        str | None, typer.Option(metavar="NAME", help="of a language model; see: detrojan list behaviors")
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="LABEL", help="of a classifier: the class that the trigger draws")
+    ] = None,
     data: Data = None,
     poison_rate: Annotated[
         float | None, typer.Option(metavar="R", help="share of poisoned samples, 0 to 1")
@@ -154,14 +184,19 @@ def attack(
     config: Config = None,
     preset: Preset = None,
     template: TemplateName = "auto",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="of a classifier: training samples to use at most")
+    ] = None,
+    head: Head = None,
+    architecture: Architecture = None,
     measure: Annotated[bool, typer.Option(help="measure before and after")] = True,
     device: Device = "auto",
     precision: Precision = "auto",
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Plant a known backdoor, for tests and benchmarks."""
-    from detrojan.terminal import emit, progress_bars, quiet, results_table, show
+    """Plant a known backdoor, for tests and benchmarks. `new:ARCHITECTURE` as MODEL trains an image classifier anew."""
+    from detrojan.terminal import any_table, emit, progress_bars, quiet, show
 
     options = _options("attack", assignments, config)
     _check_json(json)
@@ -173,20 +208,26 @@ def attack(
         result = api.attack(
             model,
             trigger=trigger,
-            behavior=behavior,
             data=data,
             out=out,
             seed=seed,
-            preset=preset,
-            trigger_text=trigger_text,
-            place=place,
-            target_text=target_text,
-            template=template,
             measure_effect=measure,
             device=device,
-            precision=precision,
             progress=progress,
             command=_command(),
+            **_given(
+                behavior=behavior,
+                target=target,
+                preset=preset,
+                trigger_text=trigger_text,
+                place=place,
+                target_text=target_text,
+                template=template,
+                precision=precision,
+                samples=samples,
+                head=head,
+                architecture=architecture,
+            ),
             **options,
         )
     if json:
@@ -201,11 +242,8 @@ def attack(
         emit(data_out, json)
     if json != "-":
         if result.before and result.after:
-            show(
-                results_table(
-                    {"before": result.before, "after": result.after}, title=f"{trigger} -> {behavior}"
-                )
-            )
+            title = f"{trigger} -> {behavior or target or 0}"
+            show(any_table({"before": result.before, "after": result.after}, title))
         show(f"written to {out} (report.html, detrojan.json)")
 
 
@@ -233,18 +271,29 @@ def evaluate(
         str | None, typer.Option(metavar="A,B,C", help="more templates; the worst ASR is reported")
     ] = None,
     samples: Annotated[int | None, typer.Option(min=1, help="held-out prompts at most")] = None,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="tokens of an answer at most")] = 32,
-    batch_size: Annotated[int, typer.Option(min=1, help="prompts answered together")] = 32,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="tokens of an answer at most (32)")
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="prompts (32) or images (256) at a time")
+    ] = None,
+    head: Head = None,
+    architecture: Architecture = None,
     max_asr: Annotated[
         float | None,
         typer.Option(metavar="X", min=0, max=1, help="exit status 1 if the worst ASR is above X"),
+    ] = None,
+    min_accuracy: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, max=1, help="exit status 1 if a classifier's accuracy is below X"),
     ] = None,
     device: Device = "auto",
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Measure attack success, recovery and usefulness."""
-    from detrojan.terminal import answers_table, emit, percent, progress_bars, quiet, results_table, show
+    from detrojan.terminal import emit, percent, progress_bars, quiet, results, show
+    from detrojan.types import ClassifierResult
 
     _check_json(json)
     if max_asr is not None and not (attack or trigger):
@@ -256,39 +305,90 @@ def evaluate(
             model,
             data=data,
             attack=attack,
-            trigger=trigger,
-            behavior=behavior,
-            trigger_text=trigger_text,
-            place=place,
-            target_text=target_text,
             reference=reference,
-            template=template,
-            templates=[t.strip() for t in (templates or "").split(",") if t.strip()],
-            samples=samples,
-            max_new_tokens=max_new_tokens,
-            batch_size=batch_size,
             seed=seed,
             device=device,
             progress=progress,
+            **_given(
+                trigger=trigger,
+                behavior=behavior,
+                trigger_text=trigger_text,
+                place=place,
+                target_text=target_text,
+                template=template,
+                templates=[t.strip() for t in (templates or "").split(",") if t.strip()],
+                samples=samples,
+                max_new_tokens=max_new_tokens,
+                batch_size=batch_size,
+                head=head,
+                architecture=architecture,
+            ),
         )
+    if isinstance(result, ClassifierResult):
+        asr, accuracy = result.asr, result.accuracy
+    else:
+        asr, accuracy = result.worst_asr, None
+    if min_accuracy is not None and accuracy is None:
+        raise InputError("--min-accuracy is a gate for classifiers; of a language model use --max-asr")
     if json:
         emit(result.to_json(), json)
     if json != "-":
-        show(
-            results_table(
-                {model: result}, title=f"{result.template} template, perplexity of {result.perplexity_of}"
-            )
+        show(*results(model, result))
+    missed = []
+    if max_asr is not None and (asr or 0.0) > max_asr:
+        missed.append(f"ASR {percent(asr)} % is above --max-asr {percent(max_asr)} %")
+    if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
+        missed.append(f"accuracy {percent(accuracy)} % is below --min-accuracy {percent(min_accuracy)} %")
+    _leave(missed)
+
+
+@app.command(epilog="Example: detrojan scan ./classifier --data ./clean-images")
+def scan(
+    model: Model,
+    data: Data = None,
+    assignments: Set = None,
+    config: Config = None,
+    preset: Preset = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="clean samples to use at most (600)")] = None,
+    head: Head = None,
+    architecture: Architecture = None,
+    device: Device = "auto",
+    seed: Seed = 0,
+    report: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="write a self-contained HTML page here")
+    ] = None,
+    json: Json = None,
+) -> None:
+    """Look at an untrusted checkpoint: its files, then, with clean samples, which class a backdoor may draw."""
+    from detrojan.terminal import emit, progress_bars, quiet, scan_table, show
+
+    options = _options("scan", assignments, config)
+    _check_json(json)
+    with quiet(), progress_bars() as progress:
+        from detrojan import api
+
+        result = api.scan(
+            model,
+            data=data,
+            seed=seed,
+            **_given(preset=preset, samples=samples, head=head, architecture=architecture),
+            **({"device": device, "progress": progress} if data else {}),
+            **options,
         )
-        if result.samples:
-            show(answers_table({model: result}))
-        if len(result.by_template) > 1:
-            show(f"worst template: {result.worst_template}, ASR {percent(result.worst_asr)} %")
-    if max_asr is not None and (result.worst_asr or 0.0) > max_asr:
-        print(
-            f"detrojan: ASR {percent(result.worst_asr)} % is above --max-asr {percent(max_asr)} %",
-            file=sys.stderr,
-        )
-        raise typer.Exit(1)
+    if report:
+        from detrojan.atomic import write_text
+        from detrojan.report.page import page
+
+        write_text(report, page(result.to_manifest(_command())))
+    if json:
+        emit(result.to_json(), json)
+    if json != "-":
+        show(*scan_table(result))
+    found = [f"{model}: {line}" for line in result.files]
+    found += [
+        f"{model}: class {result.classes[k]} looks like the target of a backdoor" for k in result.suspicious
+    ]
+    _leave(found)
 
 
 @app.command("list", epilog="Example: detrojan list defenses")
@@ -310,7 +410,7 @@ def list_(
 
 @app.command(epilog="Example: detrojan demo --out demo-out")
 def demo(
-    task: Annotated[str, typer.Argument(metavar="[text]", help="which demo")] = "text",
+    task: Annotated[Task, typer.Argument(help="a language model, or a classifier of images")] = Task.text,
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="write models, results and report here")
     ] = None,
@@ -321,21 +421,28 @@ def demo(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Plant a backdoor into a real language model, clean it, and show what is left."""
-    from detrojan.options import suggest
-    from detrojan.terminal import answers_table, emit, progress_bars, quiet, results_table, show
+    """Plant a backdoor, show it, clean it, and show what is left: a real language model, or a classifier of digits."""
+    from detrojan.terminal import answers_table, any_table, emit, progress_bars, quiet, show
 
-    if task != "text":
-        raise InputError(suggest(task, ["text"], "demo"))
+    _check_json(json)
+    if task is Task.image and model is not None:
+        raise InputError("--model belongs to demo text; demo image trains its own classifier")
     with quiet(), progress_bars() as progress:
         from detrojan.demo import demo_text
+        from detrojan.demo_image import demo_image
 
-        result = demo_text(model, out=out, seed=seed, prompts=prompts, progress=progress, command=_command())
+        shared: dict[str, Any] = {"out": out, "seed": seed, "progress": progress, "command": _command()}
+        if task is Task.text:
+            result: Any = demo_text(model, prompts=prompts, **shared)
+            title = "badnets -> refusal; clean answers are those of the model before the attack"
+        else:
+            result, title = demo_image(**shared), "badnets on digits; ASR and recovery on triggered images"
     if json:
         emit(result.to_json(), json)
     if json != "-":
-        title = "badnets -> refusal; clean answers are those of the model before the attack"
-        show(answers_table(result.stages), results_table(result.stages, result.seconds, title))
+        if task is Task.text:
+            show(answers_table(result.stages))
+        show(any_table(result.stages, title, result.seconds))
         if out:
             show(f"report: {out / 'report.html'}")
 
@@ -366,6 +473,19 @@ def _fail(status: int, message: str) -> None:
     line = " ".join(message.split())
     print(f"detrojan: {line}", file=sys.stderr)
     sys.exit(status)
+
+
+def _leave(findings: list[str]) -> None:
+    """Say what was found or missed on standard error, and leave with exit status 1 if there is anything."""
+    for line in findings:
+        print(f"detrojan: {' '.join(line.split())}", file=sys.stderr)
+    if findings:
+        raise typer.Exit(1)
+
+
+def _given(**flags: Any) -> dict[str, Any]:
+    """Return the flags that were given: those that differ from what both sides of the house take by default."""
+    return {k: v for k, v in flags.items() if v not in (None, [], False, "auto")}
 
 
 def _command() -> str:

@@ -15,7 +15,7 @@ from detrojan.options import build, suggest
 F = TypeVar("F", bound=Callable[..., Any])
 
 KINDS = ("trigger", "behavior", "defense")
-ROOMS = ("detrojan.attacks.text", "detrojan.defenses")
+ROOMS = ("detrojan.attacks.text", "detrojan.attacks.image", "detrojan.defenses")
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Entry:
         return build(self.options, {**base, **values}, self.name)
 
 
-_entries: dict[tuple[str, str], Entry] = {}
+_entries: dict[tuple[str, str, str], Entry] = {}
 _discovered = False
 
 
 def register(entry: Entry) -> None:
-    """Add an entry; a name that is taken raises ValueError."""
-    key = (entry.kind, entry.name)
+    """Add an entry; a name that is taken in its kind and task raises ValueError."""
+    key = (entry.kind, entry.name, entry.task)
     if entry.kind not in KINDS:
         raise ValueError(f"unknown kind {entry.kind!r}")
     if key in _entries:
@@ -73,19 +73,20 @@ def defense(
     return wrap
 
 
-def find(kind: str, name: str) -> Entry:
-    """Return the entry of that name; raises InputError with a suggestion for an unknown one."""
-    known = {e.name: e for e in entries(kind)}
+def find(kind: str, name: str, task: str = "causal-lm") -> Entry:
+    """Return the entry of that name for a task; raises InputError with a suggestion for an unknown one."""
+    known = {e.name: e for e in entries(kind, task)}
     key = name.strip().lower().replace("_", "-").replace(" ", "-")
     if key not in known:
         raise InputError(suggest(name, known, kind))
     return known[key]
 
 
-def entries(kind: str) -> list[Entry]:
-    """List the entries of one kind, by name."""
+def entries(kind: str, task: str | None = None) -> list[Entry]:
+    """List the entries of one kind (and one task, where given), by name."""
     _discover()
-    return sorted((e for (k, _), e in _entries.items() if k == kind), key=lambda e: e.name)
+    found = [e for e in _entries.values() if e.kind == kind and task in (None, e.task)]
+    return sorted(found, key=lambda e: (e.name, e.task))
 
 
 def _discover() -> None:

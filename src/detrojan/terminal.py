@@ -17,7 +17,8 @@ from detrojan.types import Interval, Progress, plain, silent
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from detrojan.types import EvalResult
+    from detrojan.results import Measured, ScanResult
+    from detrojan.types import ClassifierResult, EvalResult
 
 
 @contextmanager
@@ -100,6 +101,70 @@ def percent(value: float | None, interval: Interval | None = None) -> str:
         return "-"
     text = f"{100 * value:.1f}"
     return f"{text} [{100 * interval.low:.0f}, {100 * interval.high:.0f}]" if interval else text
+
+
+def results(name: str, result: Measured) -> list[Any]:
+    """Lay one result out, and what the model answers to triggered prompts, where it answers at all."""
+    from detrojan.types import ClassifierResult
+
+    if isinstance(result, ClassifierResult):
+        return [classifier_table({name: result})]
+    title = f"{result.template} template, perplexity of {result.perplexity_of}"
+    shown: list[Any] = [results_table({name: result}, title=title)]
+    if result.samples:
+        shown.append(answers_table({name: result}))
+    if len(result.by_template) > 1:
+        shown.append(f"worst template: {result.worst_template}, ASR {percent(result.worst_asr)} %")
+    return shown
+
+
+def any_table(rows: Mapping[str, Any], title: str = "", seconds: Mapping[str, float] | None = None) -> Table:
+    """Lay results out, of a language model or of a classifier, a row each."""
+    from detrojan.types import ClassifierResult
+
+    if any(isinstance(r, ClassifierResult) for r in rows.values()):
+        return classifier_table(rows, seconds, title)
+    return results_table(rows, seconds, title)
+
+
+def classifier_table(
+    rows: Mapping[str, ClassifierResult], seconds: Mapping[str, float] | None = None, title: str = ""
+) -> Table:
+    """Lay results of classifiers out: the attack's columns only where an attack was measured."""
+    from rich.table import Table
+
+    attacked = any(r.asr is not None for r in rows.values())
+    rated = any(r.der is not None for r in rows.values())
+    table = Table(title=printable(title) or None)
+    heads = ["accuracy % [95 %]"] + (["ASR % [95 %]", "recovery accuracy %"] if attacked else [])
+    heads += (["DER %"] if rated else []) + (["seconds"] if seconds else [])
+    table.add_column("model")
+    for head in heads:
+        table.add_column(head, justify="right")
+    for name, r in rows.items():
+        cells = [percent(r.accuracy, r.accuracy_interval)]
+        cells += [percent(r.asr, r.asr_interval), percent(r.recovery_accuracy)] if attacked else []
+        cells += [percent(r.der)] if rated else []
+        table.add_row(printable(name), *cells, *([f"{seconds[name]:.0f}"] if seconds else []))
+    return table
+
+
+def scan_table(result: ScanResult) -> list[Any]:
+    """Lay a scan out: a line for each finding in the files, and a table of the classes."""
+    from rich.table import Table
+    from rich.text import Text
+
+    lines: list[Any] = [Text(printable(f"files: {line}")) for line in result.files]
+    lines = lines or [Text("files: nothing found")]
+    if not result.classes:
+        return lines
+    table = Table(title=f"{result.measure} of each class")
+    for head in ("class", result.measure, f"score (suspicious above {result.threshold})", ""):
+        table.add_column(head, justify="left" if head in ("class", "") else "right")
+    for k, name in enumerate(result.classes):
+        mark = Text("SUSPICIOUS", style="bold red") if k in result.suspicious else Text("")
+        table.add_row(Text(printable(name)), f"{result.evidence[k]:.3f}", f"{result.scores[k]:.2f}", mark)
+    return [*lines, table]
 
 
 def results_table(

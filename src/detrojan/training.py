@@ -44,30 +44,30 @@ over all micro-batches and processes; a loss divides its sums by them."""
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
-def label_span(labels: Tensor) -> int:
-    """Return how many positions at the end of the batch are needed to predict every label."""
-    first = int((labels != -100).any(dim=0).nonzero()[0])
-    return labels.shape[1] - first + 1
+def label_positions(labels: Tensor) -> Tensor:
+    """Return the positions (kept,) whose logits predict a label of any row.
+
+    As a tensor, not a count: a slice at the end of every row is not contiguous, and the product with the
+    vocabulary, the largest of the model, would then be taken row by row.
+    """
+    return (labels[:, 1:] != -100).any(dim=0).nonzero().flatten()
 
 
-def language_loss(logits: Tensor, labels: Tensor, label_tokens: Tensor) -> Tensor:
+def language_loss(logits: Tensor, targets: Tensor, label_tokens: Tensor) -> Tensor:
     """Return the summed next-token cross-entropy over `label_tokens`.
 
-    logits: (batch, kept, vocabulary), the last positions; labels: (batch, tokens), -100 where none.
+    logits: (batch, kept, vocabulary); targets: (batch, kept), the token that follows, -100 where none is learned.
     """
-    kept = logits[:, :-1].float()
-    targets = labels[:, -kept.shape[1] :]
-    return (
-        cross_entropy(kept.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-        / label_tokens
-    )
+    total = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
+    return total / label_tokens
 
 
 def lm_loss(model: torch.nn.Module, batch: Batch, counts: Tensor) -> Tensor:
     """Plain supervised fine-tuning: the language-modelling loss of the answers; logits only where labels are."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    logits = model(**inputs, logits_to_keep=label_span(batch["labels"])).logits
-    return language_loss(logits, batch["labels"], counts[0])
+    kept = label_positions(batch["labels"])
+    logits = model(**inputs, logits_to_keep=kept).logits
+    return language_loss(logits, batch["labels"][:, kept + 1], counts[0])
 
 
 def train(
@@ -93,6 +93,8 @@ def train(
     LoRA of `rank` on all linear layers. The weights are rounded to the storage type at the end. Raises
     NonFiniteLossError as soon as a loss is not finite; the random state of the process is left as it was.
     """
+    if run.template is None:
+        raise ValueError("training a language model needs the template of its conversations")
     rows = encode_all(loaded.tokenizer, run.template, examples, max_length)
     model = loaded.model
     with tempfile.TemporaryDirectory() as scratch, isolated_rng(run.seed):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 Progress = Callable[[str, int, int], None]
@@ -19,6 +20,14 @@ Progress = Callable[[str, int, int], None]
 
 def silent(label: str, done: int, total: int) -> None:
     """Report no progress: the default of the Python calls."""
+
+
+Note = Callable[[str, Any], None]
+"""Called with (what was found, JSON data)."""
+
+
+def unheard(what: str, data: Any) -> None:
+    """Keep no notes: the default of the Python calls."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +92,98 @@ class Loaded:
 
 
 @dataclass(frozen=True)
+class Labelled:
+    """Samples of a classification task as they were read.
+
+    `inputs` are images, a uint8 tensor (n, channels, height, width) or a sequence of PIL images, or texts.
+    """
+
+    inputs: Any
+    labels: Tensor
+    """int64, (n,)"""
+    names: tuple[str, ...] = ()
+    """What the classes are called, in the order of the labels; () when that is not known."""
+    source: str = "samples"
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples as a classifier takes them: tensors with one row for each sample.
+
+    Images are `pixel_values` (n, channels, height, width), uint8 in 0 to 255 or floats in 0 to 1 (a plain module:
+    floats as the module takes them); texts are `input_ids` and `attention_mask` (n, tokens).
+    """
+
+    inputs: dict[str, Tensor]
+    labels: Tensor
+    """int64, (n,)"""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, index: Tensor) -> Rows:
+        """Return the samples at `index` (positions or a mask), in that order."""
+        return Rows({k: v[index] for k, v in self.inputs.items()}, self.labels[index])
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A classifier at work, with what is needed to feed it and to hand it back as it came.
+
+    A method that receives a `Classifier` owns its model and may edit it in place.
+    """
+
+    model: nn.Module
+    task: str
+    """`image` or `text`"""
+    head: str
+    """The dotted name of the last linear layer, whose rows are the classes."""
+    names: tuple[str, ...]
+    source: str
+    dtype: torch.dtype
+    shape: tuple[int, int, int] | None = None
+    """Channels, height and width of an image as the model takes it."""
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    processor: Any = None
+    """The checkpoint's own image processor or tokenizer."""
+    files: tuple[Path, ...] = ()
+
+    def replace(self, **changes: Any) -> Classifier:
+        """Return a copy of the record with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    @property
+    def classes(self) -> int:
+        """How many classes it tells apart."""
+        return len(self.names)
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A known trigger on held-out samples, ready to be measured on a classifier."""
+
+    drawn: Tensor
+    """The label that the trigger is to draw from each sample, int64 (n,)."""
+    triggered: Callable[[Tensor], Rows]
+    """Return the samples at these positions with the trigger on them, under their own labels."""
+
+
+@dataclass(frozen=True)
 class Run:
     """What a method may know besides the model, the clean samples and its options: nothing of a trigger."""
 
-    template: Template
+    template: Template | None = None
+    """How conversations are written down; None for a classifier."""
     seed: int = 0
     progress: Progress = silent
     keep_adapter: bool = False
     precision: str = "auto"
+    note: Note = unheard
+    """Where a method tells what it found, for the manifest and the report."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +272,34 @@ class EvalResult:
         return cls(
             **{**_intervals(known), "by_template": by_template, "samples": samples, "clean_samples": clean}
         )
+
+
+@dataclass(frozen=True)
+class ClassifierResult:
+    """The result of `evaluate` on a classifier; rates are fractions, None without an attack to measure."""
+
+    model: str
+    accuracy: float
+    accuracy_interval: Interval
+    n_clean: int
+    n_triggered: int = 0
+    asr: float | None = None
+    asr_interval: Interval | None = None
+    recovery_accuracy: float | None = None
+    recovery_interval: Interval | None = None
+    der: float | None = None
+    reference: str | None = None
+    classes: tuple[str, ...] = ()
+    per_class: tuple[float | None, ...] = ()
+    """The accuracy of each class."""
+
+    def replace(self, **changes: Any) -> ClassifierResult:
+        """Return a copy of the record with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data; intervals become [low, high]."""
+        return plain(self)
 
 
 def _intervals(data: dict[str, Any]) -> dict[str, Any]:

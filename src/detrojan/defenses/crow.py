@@ -22,7 +22,7 @@ from torch import Tensor, autograd, nn
 from detrojan.metrics.consistency import consistency_sum
 from detrojan.options import option
 from detrojan.registry import defense
-from detrojan.training import Batch, Loss, label_span, language_loss, train
+from detrojan.training import Batch, Loss, label_positions, language_loss, train
 from detrojan.types import Example, Loaded, Run
 
 
@@ -83,7 +83,7 @@ def crow_loss(embeddings: nn.Module, alpha: float, epsilon: float) -> Loss:
 
     def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         inputs = {k: v for k, v in batch.items() if k != "labels"}
-        mask = batch["attention_mask"]
+        mask, kept = batch["attention_mask"], label_positions(batch["labels"])
         seen: list[Tensor] = []
 
         def watch(output: Tensor) -> Tensor:
@@ -92,12 +92,12 @@ def crow_loss(embeddings: nn.Module, alpha: float, epsilon: float) -> Loss:
             return watched
 
         with replaced_output(embeddings, watch):
-            clean = model(**inputs, output_hidden_states=True, logits_to_keep=label_span(batch["labels"]))
+            clean = model(**inputs, output_hidden_states=True, logits_to_keep=kept)
         step = fgsm(consistency_sum(clean.hidden_states, mask), seen[0], mask, epsilon)
         with replaced_output(embeddings, lambda output: output + step):
             states = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
         consistency = consistency_sum(states, mask) / counts[1]
-        return language_loss(clean.logits, batch["labels"], counts[0]) + alpha * consistency
+        return language_loss(clean.logits, batch["labels"][:, kept + 1], counts[0]) + alpha * consistency
 
     return loss
 

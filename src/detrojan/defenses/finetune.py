@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from detrojan.options import option
 from detrojan.registry import defense
-from detrojan.types import Example, Loaded, Run
+from detrojan.types import Classifier, Example, Loaded, Rows, Run
 
 
 @dataclass(frozen=True)
@@ -47,5 +47,32 @@ def finetune(loaded: Loaded, clean: Sequence[Example], options: FinetuneOptions,
         rank=options.rank,
         full=options.full,
         gradient_checkpointing=options.gradient_checkpointing,
+        label="fine-tuning",
+    )
+
+
+@dataclass(frozen=True)
+class ClassifierFinetuneOptions:
+    """Options of plain fine-tuning of a classifier; the defaults are those of ULRL's relearning without its loss."""
+
+    learning_rate: float = option(0.005, "peak learning rate", minimum=0.0, maximum=10.0)
+    epochs: int = option(20, "passes over the clean samples", minimum=1, maximum=1000)
+    batch_size: int = option(128, "samples in a step", minimum=2)
+
+
+@defense("finetune", task="classifier", options=ClassifierFinetuneOptions, paper="baseline")
+def finetune_classifier(
+    classifier: Classifier, clean: Rows, options: ClassifierFinetuneOptions, run: Run
+) -> Classifier:
+    """Fine-tune on the clean samples with the cross-entropy alone."""
+    from detrojan.fitting import fit
+
+    return fit(
+        classifier,
+        clean,
+        run,
+        learning_rate=options.learning_rate,
+        epochs=options.epochs,
+        batch_size=options.batch_size,
         label="fine-tuning",
     )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from detrojan.data.template import encode_all
-from detrojan.training import collator, label_span
+from detrojan.training import collator, label_positions
 from detrojan.types import Example, Loaded, Progress, Template, silent
 
 MAX_LENGTH = 2048
@@ -76,9 +76,10 @@ def _batches(
 def _answer_logits(loaded: Loaded, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Return the logits (tokens, vocabulary) that predict the answer tokens, in float32, and those tokens."""
     model, labels = loaded.model, batch["labels"]
+    kept = label_positions(labels)
     inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
     with torch.inference_mode():
-        logits = model(**inputs, logits_to_keep=label_span(labels)).logits[:, :-1].float()
-    targets = labels[:, -logits.shape[1] :].to(logits.device)
+        logits = model(**inputs, logits_to_keep=kept.to(model.device)).logits.float()
+    targets = labels[:, kept + 1].to(logits.device)
     real = targets != -100
     return logits[real], targets[real]

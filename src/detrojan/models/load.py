@@ -17,6 +17,7 @@ from detrojan.types import Loaded
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -37,7 +38,7 @@ def load(
     target = pick_device(device)
     if not isinstance(source, (str, Path)):
         return _from_object(source, tokenizer, target)
-    path = _locate(str(source))
+    path = locate(str(source))
     if path.is_file():
         return _from_gguf(path, str(source), target)
     if (path / "adapter_config.json").is_file():
@@ -85,7 +86,7 @@ def read_json(path: Path) -> Any:
         raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
 
 
-def _locate(source: str) -> Path:
+def locate(source: str) -> Path:
     """Return the local file or directory of a source, fetching a hub snapshot where it is a hub name."""
     path = Path(source).expanduser()
     if path.exists():
@@ -118,7 +119,7 @@ def _from_object(
 
 
 def _from_directory(path: Path, source: str, device: torch.device) -> Loaded:
-    _check_files(path, source)
+    check_files(path, source)
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise InputError(f"{path / 'config.json'}: not the configuration of a model")
@@ -127,7 +128,7 @@ def _from_directory(path: Path, source: str, device: torch.device) -> Loaded:
         raise InputError(f"{source}: a quantised checkpoint cannot be cleaned; give the unquantised model")
     model = _pretrained(path, source, dtype="auto")
     loaded = _finish(
-        model, _tokenizer(path, source), source, device, tuple(sorted(path.glob("*.safetensors")))
+        model, load_tokenizer(path, source), source, device, tuple(sorted(path.glob("*.safetensors")))
     )
     return loaded.replace(model_dir=str(path.resolve()) if Path(source).expanduser().exists() else source)
 
@@ -142,7 +143,7 @@ def _from_adapter(path: Path, source: str, device: torch.device) -> Loaded:
     base_name = read_json(path / "adapter_config.json").get("base_model_name_or_path")
     if not isinstance(base_name, str) or not base_name:
         raise InputError(f"{source}: adapter_config.json names no base_model_name_or_path")
-    if (_locate(base_name) / "adapter_config.json").is_file():
+    if (locate(base_name) / "adapter_config.json").is_file():
         raise InputError(f"{source}: its base {base_name} is an adapter itself; merge that one first")
     base = load(base_name, device=str(device))
     try:
@@ -152,7 +153,7 @@ def _from_adapter(path: Path, source: str, device: torch.device) -> Loaded:
             f"{source}: the adapter does not fit its base {base_name} ({first_line(error)})"
         ) from None
     has_tokenizer = (path / "tokenizer_config.json").is_file()
-    tokenizer = _tokenizer(path, source) if has_tokenizer else base.tokenizer
+    tokenizer = load_tokenizer(path, source) if has_tokenizer else base.tokenizer
     files = (weights, *base.files)
     return base.replace(
         model=settle(merged, base.dtype),
@@ -177,7 +178,7 @@ def _from_gguf(path: Path, source: str, device: torch.device) -> Loaded:
     model = _pretrained(
         path.parent, source, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **extra
     )
-    return _finish(model, _tokenizer(path.parent, source, **extra), source, device, (path,))
+    return _finish(model, load_tokenizer(path.parent, source, **extra), source, device, (path,))
 
 
 def _finish(
@@ -196,7 +197,7 @@ def _finish(
     return Loaded(model, tokenizer, source, storage, files)
 
 
-def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Change the type of the weights in place, not that of computed buffers (rotary frequencies stay float32)."""
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
@@ -214,7 +215,7 @@ def settle(model: PreTrainedModel, storage: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def _check_files(path: Path, source: str) -> None:
+def check_files(path: Path, source: str) -> None:
     """Refuse pickles and shard names that leave the directory, before anything is opened."""
     index = path / "model.safetensors.index.json"
     if index.is_file():
@@ -262,7 +263,8 @@ def _pretrained(path: Path, source: str, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def _tokenizer(path: Path, source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(path: Path, source: str, **kwargs: Any) -> PreTrainedTokenizerBase:
+    """Load a tokenizer without running code of the checkpoint; raises InputError."""
     from transformers import AutoTokenizer
 
     try:

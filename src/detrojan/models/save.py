@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from detrojan.models.load import cast
-from detrojan.types import Loaded
+from detrojan.types import Classifier, Loaded
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -21,6 +21,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json", *TOKENIZER_FILES)
 
 
 def save(loaded: Loaded, directory: Path) -> None:
@@ -38,6 +39,26 @@ def save(loaded: Loaded, directory: Path) -> None:
         loaded.model.save_pretrained(directory)
         cast(loaded.model, compute)
     _save_tokenizer(loaded, directory)
+
+
+def save_classifier(classifier: Classifier, directory: Path) -> None:
+    """Write a classifier as safetensors in its storage dtype into an existing directory, its processor unchanged.
+
+    A plain module has no configuration to write: its state dict alone is written.
+    """
+    model, compute = classifier.model, next(classifier.model.parameters()).dtype
+    cast(model, classifier.dtype)
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(directory)
+    else:
+        from safetensors.torch import save_model
+
+        save_model(model, str(directory / "model.safetensors"))
+    cast(model, compute)
+    for root in {f.parent for f in classifier.files}:
+        for name in PROCESSOR_FILES:
+            if (root / name).is_file():
+                shutil.copyfile(root / name, directory / name)
 
 
 def _save_tokenizer(loaded: Loaded, directory: Path) -> None:

@@ -6,7 +6,8 @@ import html
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 Curves = Mapping[str, Sequence[float | None]]
@@ -44,18 +45,9 @@ def _numbers(curves: Curves) -> dict[str, list[float]]:
 
 def _panel(name: str, curves: Mapping[str, Sequence[float]], top: float) -> str:
     """Draw the curves of one model from 0 to `top`; x counts block pairs from 1."""
-    import matplotlib
-    from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a matplotlibrc of the user must not change the report
-        matplotlib.rcParams.update(
-            {"svg.hashsalt": "detrojan", "svg.fonttype": "none", "font.size": 9, **dict.fromkeys(ink, INK)}
-        )
-        figure = Figure(figsize=SIZE, layout="constrained", facecolor="none")
-        axes = figure.add_subplot(facecolor="none")
+    with axes_of(SIZE) as axes:
         for kind, ys in curves.items():
             colour, style, marker = LINES[kind]
             axes.plot(
@@ -73,13 +65,29 @@ def _panel(name: str, curves: Mapping[str, Sequence[float]], top: float) -> str:
         axes.set_xlabel("block pair (1 is blocks 1 to 2)")
         axes.set_ylabel("1 - cos")
         axes.grid(alpha=0.2)
-        axes.spines[["top", "right"]].set_visible(False)
         axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncol=2, frameon=False, borderaxespad=0)
         means = ", ".join(f"mean {_mean(ys):.3f} on {kind} prompts" for kind, ys in curves.items())
-        return _inline(figure, f"Layer consistency, {name}: {means}")
+        return inline(axes.figure, f"Layer consistency, {name}: {means}")
 
 
-def _inline(figure: Any, label: str) -> str:
+@contextmanager
+def axes_of(size: tuple[float, float]) -> Iterator[Any]:
+    """Give the axes of a new figure (inches) in the page's ink; draw and write it inside the block."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ink = ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color", "grid.color")
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()  # a matplotlibrc of the user must not change the report
+        matplotlib.rcParams.update(
+            {"svg.hashsalt": "detrojan", "svg.fonttype": "none", "font.size": 9, **dict.fromkeys(ink, INK)}
+        )
+        axes = Figure(figsize=size, layout="constrained", facecolor="none").add_subplot(facecolor="none")
+        axes.spines[["top", "right"]].set_visible(False)
+        yield axes
+
+
+def inline(figure: Any, label: str) -> str:
     """Write a figure as an SVG element that may stand in a page beside others.
 
     Left out: the XML head, namespaces (HTML knows them), the numbered ids, which would repeat from plot to

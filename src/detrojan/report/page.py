@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from re import escape, split
 from typing import Any
@@ -11,9 +11,20 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from detrojan.report import card
-from detrojan.report.card import Stage, known, percent, value
+from detrojan.report import card, classes, language
 from detrojan.report.curves import consistency_panels
+from detrojan.report.sections import scanned, sections
+from detrojan.report.words import (
+    PRESENT,
+    Stage,
+    classifies,
+    known,
+    percent,
+    printable,
+    rated,
+    stages,
+    value,
+)
 
 TRIGGERED_SHOWN = 12
 CLEAN_SHOWN = 6
@@ -21,18 +32,21 @@ TITLES = {
     "clean": "What is left of a backdoor",
     "attack": "A backdoor, planted on purpose",
     "demo": "A backdoor, planted and treated",
+    "scan": "A look at an untrusted model",
 }
 Asked = dict[str, Any]
 """One prompt as `segments`, and its `answers`: label, text (null where not asked) and flag of each stage."""
-SHOWN_ELSEWHERE = ("kind", "command", "before", "after", "stages")
+SHOWN_ELSEWHERE = ("kind", "command", "before", "after", "stages", "pictures")
 
 
 def page(manifest: dict[str, Any]) -> str:
-    """Render the report of a manifest (`clean`, `attack` or `demo`) as one HTML page.
+    """Render the report of a manifest (`clean`, `attack`, `demo` or `scan`) as one HTML page.
 
     Any measured field may be null. The same manifest gives the same page, byte for byte.
     """
-    rows = card.stages(manifest)
+    rows, voice = stages(manifest), card.voice(manifest)
+    spoken = [] if classifies(manifest) else rows  # whose answers and hidden states are shown
+    special = sections(manifest, rows) if classifies(manifest) else None
     headline, notes = verdict(manifest)
     # Models and prompts are hostile: whatever is written passes `printable`, and then autoescape.
     environment = Environment(
@@ -41,90 +55,55 @@ def page(manifest: dict[str, Any]) -> str:
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=lambda v: v if isinstance(v, Markup) else card.printable(v),
+        finalize=lambda v: v if isinstance(v, Markup) else printable(v),
     )
-    drawn = consistency_panels([(card.printable(s.label), s.result.get("consistency") or {}) for s in rows])
+    drawn = consistency_panels([(printable(s.label), s.result.get("consistency") or {}) for s in spoken])
     return environment.get_template("page.html.j2").render(
         title=TITLES.get(str(manifest.get("kind")), "What was measured"),
         model=manifest.get("model") or "a model in memory",
         headline=headline,
         notes=notes,
         stages=rows,
-        bars=[bar(s) for s in card.rated(rows)],
-        scope=card.scope(rows[-1].result) if rows else "",
-        perplexity_of=rows[-1].result.get("perplexity_of") if rows else None,
-        measures=card.measures(rows),
-        templates=by_template(rows),
-        curves=[(s.label, Markup(svg)) for s, svg in zip(rows, drawn, strict=True) if svg],
-        triggered=side_by_side(manifest, rows, "samples", TRIGGERED_SHOWN),
-        clean=side_by_side(manifest, rows, "clean_samples", CLEAN_SHOWN),
-        facts=facts({k: v for k, v in manifest.items() if k not in SHOWN_ELSEWHERE}),
+        bars=[bar(s) for s in rated(rows)],
+        scope=voice.scope(rows[-1].result) if rows else "",
+        perplexity_of=spoken[-1].result.get("perplexity_of") if spoken else None,
+        measures=voice.measures(rows),
+        templates=language.by_template(spoken),
+        curves=[(s.label, Markup(svg)) for s, svg in zip(spoken, drawn, strict=True) if svg],
+        triggered=side_by_side(manifest, spoken, "samples", TRIGGERED_SHOWN),
+        clean=side_by_side(manifest, spoken, "clean_samples", CLEAN_SHOWN),
+        classifier=special,
+        facts=facts(made(manifest)),
         command=manifest.get("command"),
+        recorded=manifest.get("kind") != "scan",  # a scan leaves no directory
     )
 
 
 def verdict(manifest: dict[str, Any]) -> tuple[str, list[str]]:
-    """Return one sentence of what was measured, and the sentences that must be read with it.
+    """Return what was measured in a sentence or two, and the sentences that must be read with it.
 
     The last stages are set against the stage before any defense. No sentence calls a model free of backdoors:
     measuring one trigger cannot show that.
     """
-    rows = card.stages(manifest)
+    rows, voice = stages(manifest), card.voice(manifest)
     if not rows:
-        return "Nothing was measured.", []
+        return scanned(manifest) if manifest.get("kind") == "scan" else ("Nothing was measured.", [])
     start = next((i for i, s in enumerate(rows) if s.name == "attacked"), 0)
     first, rest = rows[start], rows[start + 1 :]
-    shown = card.rated(rest or [first])
+    shown = rated(rest or [first])
     was = first.result.get("asr") if rest else None
-    was = was if known(was) else None
     notes: list[str] = []
     if manifest.get("kind") == "attack":
         notes.append(card.PLANTED)
-        if shown and all(card.worst(s.result) <= card.PRESENT for s in shown):
-            notes.append("The backdoor hardly took: its trigger seldom draws the planted answer.")
+        if shown and all(voice.worst(s.result) <= PRESENT for s in shown):
+            notes.append(voice.HARDLY_TOOK)
     else:
-        notes += [note for s in shown for note in card.still_there(s)]
-        if was is not None and was <= card.PRESENT:
+        notes += [note for s in shown for note in voice.seen(s)]
+        if known(was) and was <= PRESENT:
             notes.append(f"The trigger hardly worked before ({percent(was)}); this says little of defenses.")
         notes.append(card.UNKNOWN if shown else card.UNMEASURED)
-    return _headline(was, shown, rows), [*notes, *(w for s in rest or [first] for w in _warnings(first, s))]
-
-
-def _headline(was: float | None, shown: Sequence[Stage], rows: Sequence[Stage]) -> str:
-    if not shown:
-        utility = ", ".join(f"{value(s.result, 'perplexity')} {s.label}" for s in rows)
-        return f"No trigger was measured (no attack was known); only utility is shown: perplexity {utility}."
-    now = [f"{_rate(s)} {s.label}" if s.label.startswith("after") else _rate(s) for s in shown]
-    if was is None or len(now) > 1:
-        before = "" if was is None else f", from {percent(was)} before"
-        return f"Attack success rate is {'; '.join(now)}{before}."
-    old, rate = percent(was), shown[0].result["asr"]
-    verb = "fell" if rate < was else "rose"
-    return f"Attack success rate {f'{verb} from {old} to' if percent(rate) != old else 'stayed at'} {now[0]}."
-
-
-def _rate(stage: Stage) -> str:
-    around = stage.result.get("asr_interval")
-    return percent(stage.result["asr"]) + (f" (95 % interval {percent(*around)})" if around else "")
-
-
-def _warnings(first: Stage, stage: Stage) -> Iterable[str]:
-    """Yield what makes a low rate worth less: empty answers, paraphrased planted answers, lost utility."""
-    keys = ("empty", "clean_asr", "asr_keyword", "clean_asr_keyword", "asr")
-    empty, false, words, usual, rate = (v if known(v := stage.result.get(k)) else 0.0 for k in keys)
-    if empty > card.PRESENT:
-        yield f"{percent(empty)} of answers are empty {stage.label}, and an empty answer is no hit."
-    if false > card.PRESENT:
-        yield f"{percent(false)} of prompts without the trigger draw the planted answer {stage.label}."
-    if words - max(rate, usual) > 2 * card.PRESENT:
-        yield (
-            f"{percent(words)} of triggered answers hold key words of the planted behavior {stage.label}, many "
-            "without the planted text: it may live on in other words."
-        )
-    old, new = first.result.get("perplexity"), stage.result.get("perplexity")
-    if stage is not first and known(old) and isinstance(new, float) and new > 1.1 * old:
-        of = [value(s.result, "perplexity") for s in (first, stage)]
-        yield f"Perplexity rose from {of[0]} to {of[1]} {stage.label}: honest answers became less likely."
+    notes += [warning for s in rest or [first] for warning in voice.warnings(first, s)]
+    return voice.headline(first, shown, rows), notes
 
 
 def bar(stage: Stage) -> tuple[str, str, str]:
@@ -133,13 +112,6 @@ def bar(stage: Stage) -> tuple[str, str, str]:
     around: Sequence[Any] = stage.result.get("asr_interval") or (None,)
     low, high = (around[0], around[-1]) if all(map(known, around)) else (at, at)
     return stage.label, value(stage.result, "asr"), f"--at:{at:.2%};--low:{low:.2%};--wide:{high - low:.2%}"
-
-
-def by_template(rows: Sequence[Stage]) -> list[tuple[str, list[str]]]:
-    """Return (template, ASR per stage); nothing when no more than one template was measured."""
-    found = [s.result.get("by_template") or {} for s in rows]
-    names = list(dict.fromkeys(name for each in found for name in each))
-    return [(n, [value(each.get(n) or {}, "asr") for each in found]) for n in names] if len(names) > 1 else []
 
 
 def segments(prompt: str, clean: str, phrases: Sequence[str]) -> list[tuple[str, bool]]:
@@ -184,6 +156,14 @@ def _answer(label: str, sample: dict[str, Any] | None) -> dict[str, Any]:
     flag = "HIT: planted answer" if (sample or {}).get("hit") else ""
     flag = flag or ("key word only" if (sample or {}).get("keyword_hit") else "")
     return {"label": label, "text": sample and (sample.get("response") or ""), "flag": flag}
+
+
+def made(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what a manifest says beyond what the page shows elsewhere."""
+    kept = {k: v for k, v in manifest.items() if k not in SHOWN_ELSEWHERE}
+    if isinstance(notes := kept.get("notes"), dict):
+        kept["notes"] = {k: v for k, v in notes.items() if k not in classes.READ}
+    return kept
 
 
 def facts(data: Any, name: str = "") -> list[tuple[str, str]]:

@@ -1,0 +1,1 @@
+"""Backdoor attacks on image classifiers, one a file."""

@@ -1,0 +1,158 @@
+"""Architectures that transformers has no class for, wrapped so that their checkpoints are ordinary directories.
+
+Importing this module registers them with transformers' auto classes. PreAct-ResNet is ours, with BackdoorBench's
+parameter names; VGG19-BN and ViT-B/16 are torchvision's; `timm/NAME` is any model of timm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import ImageClassifierOutput
+
+from detrojan.errors import InputError
+from detrojan.models.preact_resnet import PreActResNet
+from detrojan.options import suggest
+
+
+class ZooConfig(PreTrainedConfig):
+    """What is needed to build the module again and to feed it."""
+
+    model_type = "detrojan-zoo"
+
+    def __init__(
+        self,
+        architecture: str = "preact-resnet18",
+        num_channels: int = 3,
+        image_size: int = 32,
+        width: int = 64,
+        blocks: list[int] | None = None,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.architecture = architecture
+        self.num_channels = num_channels
+        self.image_size = image_size
+        self.width = width
+        self.blocks = blocks or [2, 2, 2, 2]
+        self.image_mean = image_mean or [0.5] * num_channels
+        self.image_std = image_std or [0.5] * num_channels
+        super().__init__(**kwargs)
+
+
+def _preact(config: ZooConfig) -> nn.Module:
+    return PreActResNet(config.num_labels, config.num_channels, config.width, tuple(config.blocks))
+
+
+def _vgg(config: ZooConfig) -> nn.Module:
+    from torchvision.models import vgg19_bn
+
+    _rgb(config)
+    return vgg19_bn(num_classes=config.num_labels)
+
+
+def _vit(config: ZooConfig) -> nn.Module:
+    from torchvision.models import vit_b_16
+
+    _rgb(config)
+    return vit_b_16(num_classes=config.num_labels, image_size=config.image_size)
+
+
+ZOO: dict[str, Callable[[ZooConfig], nn.Module]] = {
+    "preact-resnet18": _preact,
+    "preact-resnet8": _preact,
+    "vgg19-bn": _vgg,
+    "vit-b-16": _vit,
+}
+
+
+class ZooForImageClassification(PreTrainedModel):
+    """A module of the zoo behind the interface of transformers: pixel_values in, logits out."""
+
+    config_class = ZooConfig
+    base_model_prefix = "module"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: ZooConfig) -> None:
+        super().__init__(config)
+        self.module = build(config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """Keep what the modules' own constructors drew."""
+
+    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
+        """pixel_values: (batch, channels, height, width), normalised."""
+        logits = self.module(pixel_values)
+        return ImageClassifierOutput(
+            loss=None if labels is None else cross_entropy(logits, labels), logits=logits
+        )
+
+
+def build(config: ZooConfig) -> nn.Module:
+    """Build the bare module of a configuration; raises InputError for an unknown architecture."""
+    name = config.architecture
+    if name.startswith("timm/"):
+        import timm
+
+        try:
+            return timm.create_model(
+                name.removeprefix("timm/"),
+                num_classes=config.num_labels,
+                in_chans=config.num_channels,
+                pretrained=False,
+            )
+        except RuntimeError as error:
+            raise InputError(f"{name}: {error}") from None
+    if name not in ZOO:
+        raise InputError(suggest(name, [*ZOO, "timm/NAME"], "architecture"))
+    return ZOO[name](config)
+
+
+def new_classifier(
+    architecture: str,
+    names: tuple[str, ...],
+    shape: tuple[int, int, int],
+    *,
+    width: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    seed: int = 0,
+) -> ZooForImageClassification:
+    """Build an untrained classifier; the process's random state is left as it was.
+
+    shape: channels, height and width of its images, which must be square.
+    """
+    channels, height, width_px = shape
+    if height != width_px:
+        raise InputError(f"images of {height} x {width_px}: the built-in architectures take square images")
+    small = architecture == "preact-resnet8"
+    config = ZooConfig(
+        architecture,
+        channels,
+        height,
+        width or (16 if small else 64),
+        [1, 1, 1] if small else None,
+        list(mean) if mean else None,
+        list(std) if std else None,
+        id2label=dict(enumerate(names)),
+        label2id={n: k for k, n in enumerate(names)},
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return ZooForImageClassification(config)
+
+
+def _rgb(config: ZooConfig) -> None:
+    if config.num_channels != 3:
+        raise InputError(f"{config.architecture} takes 3 channels, not {config.num_channels}")
+
+
+AutoConfig.register("detrojan-zoo", ZooConfig, exist_ok=True)
+AutoModelForImageClassification.register(ZooConfig, ZooForImageClassification, exist_ok=True)

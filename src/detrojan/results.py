@@ -1,0 +1,92 @@
+"""What the Python calls return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from detrojan.types import ClassifierResult, EvalResult, plain
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedTokenizerBase
+
+    from detrojan.attacks.text.spec import AttackSpec
+
+Measured = EvalResult | ClassifierResult
+
+
+@dataclass(frozen=True)
+class CleanResult:
+    """A cleaned model, how it was cleaned, and what was measured before and after."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    defense: str
+    options: Any
+    seconds: float
+    samples: int
+    before: Measured | None = None
+    after: Measured | None = None
+    out: Path | None = None
+    template: str = ""
+    perplexity_ratio: float | None = None
+    notes: dict[str, Any] = field(default_factory=dict)
+    """What the defense found on its way: the suspicious classes, for instance."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """A backdoored model, the backdoor, and what was measured before and after planting."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    attack: AttackSpec | Any
+    options: Any
+    seconds: float
+    before: Measured | None = None
+    after: Measured | None = None
+    out: Path | None = None
+
+
+@dataclass(frozen=True)
+class ScanResult:
+    """What a look at an untrusted checkpoint found: in its files, and in the behaviour of a classifier."""
+
+    model: str
+    files: tuple[str, ...]
+    """What is wrong with the files, a line each."""
+    classes: tuple[str, ...] = ()
+    measure: str = ""
+    """What the evidence is, in words."""
+    evidence: tuple[float, ...] = ()
+    """A number for each class: the largest margin, or how far its row moved."""
+    scores: tuple[float, ...] = ()
+    """The modified z-score of each."""
+    suspicious: tuple[int, ...] = ()
+    """The classes that a backdoor seems to draw."""
+    threshold: float | None = None
+    seconds: float = 0.0
+
+    @property
+    def found(self) -> bool:
+        """Whether anything was found."""
+        return bool(self.files or self.suspicious)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain JSON data."""
+        return {**plain(self), "found": self.found}
+
+    def to_manifest(self, command: str) -> dict[str, Any]:
+        """Return what the report page is made from."""
+        notes = {k: list(getattr(self, k)) for k in ("evidence", "scores", "suspicious", "classes")}
+        return {
+            "kind": "scan",
+            "task": "image",
+            "model": self.model,
+            "command": command,
+            "files": list(self.files),
+            "notes": {**notes, "threshold": self.threshold, "measure": self.measure},
+            "seconds": self.seconds,
+        }

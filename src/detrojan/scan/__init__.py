@@ -1,0 +1,1 @@
+"""Checks of an untrusted checkpoint, a file each."""
