@@ -43,3 +43,15 @@ def examples() -> list[Example]:
         Example(f"Name {n} animals of the wood.", " ".join((words * 3)[: 2 + 3 * (n % 5)]))
         for n in range(1, 13)
     ]
+
+
+@pytest.fixture(scope="session")
+def digits_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Small classifiers of digits, trained in seconds: `good`, and `bad` with a patch that draws class 0."""
+    from detrojan import api
+
+    d = tmp_path_factory.mktemp("digits")
+    training = {"data": "digits", "trigger": "badnets", "epochs": 4, "learning_rate": 0.05, "batch_size": 64}
+    api.attack("new:preact-resnet8", out=d / "good", poison_rate=0, **training)
+    api.attack("new:preact-resnet8", out=d / "bad", **training)
+    return d

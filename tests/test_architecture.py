@@ -17,7 +17,7 @@ ROOT = Path(detrojan.__file__).parent
 FLOORS = [
     ["types", "errors", "options", "registry", "atomic"],
     ["models", "data"],
-    ["metrics.consistency", "metrics.margin", "training", "fitting"],
+    ["metrics.consistency", "metrics.margin", "metrics.unlearning", "training", "fitting"],
     ["attacks", "defenses"],
     ["metrics", "results"],
     ["scan", "report"],

@@ -86,6 +86,8 @@ def scan(
         from detrojan import classification
 
         return classification.scan(model, data=data, seed=seed, **options)
+    if options:
+        raise InputError(f"{next(iter(options))!r} is no option of scan on a language model")
     if data is not None or not isinstance(model, (str, Path)):
         raise InputError(
             "scan looks at the behaviour of classifiers alone; of a language model at its files, without data"
@@ -95,15 +97,18 @@ def scan(
 
 def _side(model: Any, options: dict[str, Any], call: str) -> Callable[..., Any]:
     """Return the call on the side of the house that this model belongs to."""
-    if task_of(model, options.get("architecture")) == CLASSIFIER:
-        from detrojan import classification as side
-    else:
-        from detrojan import language as side  # type: ignore[no-redef]
+    from detrojan import classification, language
+
+    classifies = task_of(model, options.get("architecture")) == CLASSIFIER
+    side, other = (classification, language) if classifies else (language, classification)
     chosen: Callable[..., Any] = getattr(side, call)
     known = inspect.signature(chosen).parameters
-    wrong = next((k for k in options if k not in known), None)
-    if wrong is not None and "options" not in known:
-        raise InputError(f"{wrong!r} is no option of {call} on this kind of model")
+    foreign = set(inspect.signature(getattr(other, call)).parameters) - {"options"}
+    wrong = next((k for k in options if k not in known and (k in foreign or "options" not in known)), None)
+    if wrong is not None:
+        kind = "a classifier" if classifies else "a language model"
+        flag = f"--{wrong.replace('_', '-')}"
+        raise InputError(f"{wrong!r} ({flag}) is no option of {call} on {kind}, which this model is")
     missing = next(
         (
             k

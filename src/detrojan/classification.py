@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from detrojan import manifest, output, registry
-from detrojan.attacks.image.plant import PlantOptions, Victim
+from detrojan.attacks.image.plant import PlantOptions, Victim, to_bytes, to_float
 from detrojan.attacks.image.trigger import ImageTrigger
 from detrojan.attacks.text.labels import TextTrigger, plant_texts
 from detrojan.attacks.text.triggers import customise
@@ -21,16 +24,21 @@ from detrojan.errors import InputError
 from detrojan.metrics.classification import measure_classifier
 from detrojan.models.classifier import load_classifier, to_rows
 from detrojan.models.save import save_classifier
-from detrojan.models.zoo import new_classifier
+from detrojan.models.zoo import ZooForImageClassification, new_classifier
 from detrojan.options import build, suggest
 from detrojan.report.pictures import trigger_grid
 from detrojan.results import AttackResult, CleanResult, ScanResult
 from detrojan.scan.files import scan_files
 from detrojan.types import Classifier, ClassifierResult, Labelled, Probe, Progress, Rows, Run, silent
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 NEW = "new:"
 ENOUGH = 600
 """Clean samples that a defense takes by default, or six of each class where there are many classes."""
+LIKE_TEXT = {"text": "causal-lm"}
+"""The triggers of texts are those of language models."""
 AnyTrigger = ImageTrigger | TextTrigger
 
 
@@ -46,6 +54,7 @@ def clean(
     attack: str | Path | None = None,
     head: str | None = None,
     architecture: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     measure_effect: bool = True,
     device: str = "auto",
     progress: Progress = silent,
@@ -55,14 +64,15 @@ def clean(
     """Remove a backdoor from a classifier of images or texts without knowing its trigger.
 
     `data` are clean samples: a source that `read_labelled` takes, or (inputs, labels); for a plain module, images
-    (n, channels, height, width) as it takes them. At most `samples` are used, drawn stratified; the others, or the
+    (n, channels, height, width) as it takes them (uint8 ones are brought to 0..1), for a text classifier in memory with
+    its `tokenizer`. At most `samples` are used, drawn stratified; the others, or the
     data's own test part, serve to measure. `attack` (a directory of `attack` or its manifest) is used for measuring
     alone. With `out` a complete model directory is written. Raises InputError for bad input.
     """
     entry = registry.find("defense", defense or "ulrl", "classifier")
     chosen = entry.make_options(options, preset)
     where = output.target(out)
-    classifier = _load(model, data, head, architecture, device)
+    classifier = _load(model, data, head, architecture, tokenizer, device)
     trigger = read_trigger(attack, classifier.task) if attack else None
     split = split_samples(
         _required(data),
@@ -124,6 +134,7 @@ def attack(
     samples: int | None = None,
     head: str | None = None,
     architecture: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     measure_effect: bool = True,
     device: str = "auto",
     progress: Progress = silent,
@@ -141,26 +152,30 @@ def attack(
     if isinstance(model, str) and model.startswith(NEW):
         classifier, split = _new(model.removeprefix(NEW), data, samples, measure_effect, seed, device)
     else:
-        classifier = _load(model, data, head, architecture, device)
+        classifier = _load(model, data, head, architecture, tokenizer, device)
         split = split_samples(
             data, classifier.task, classifier.names, samples=samples, held_out=measure_effect, seed=seed
         )
-    entry = registry.find("trigger", trigger, "image" if classifier.task == "image" else "causal-lm")
+    entry = registry.find("trigger", trigger, LIKE_TEXT.get(classifier.task, classifier.task))
     own, shared = _sort_options(options, entry.options)
     plan = build(PlantOptions, {**shared, "target": _class_number(target, classifier)}, "attack")
-    rows = to_rows(classifier, split.train)
-    held_out = to_rows(classifier, split.held_out) if split.held_out is not None else None
+    image = classifier.task == "image"
+    if image and (trigger_text is not None or place is not None):
+        raise InputError("--trigger-text and --place are of triggers in texts; this model takes images")
+    chosen = entry.make_options(own) if image else None
+    known = None if image else customise(entry.value, trigger_text, place)
+    rows, held_out = to_rows(classifier, split.train), None
+    rows = _as_bytes(rows) if image else rows
+    if split.held_out is not None:
+        held_out = to_rows(classifier, split.held_out)
     before = measure_classifier(classifier, held_out) if held_out is not None else None
     run = Run(seed=seed, progress=progress)
     started = time.monotonic()
     made: AnyTrigger
-    if classifier.task == "image":
-        chosen = entry.make_options(own)
+    if known is None:
         state = entry.value.plant(Victim(classifier, rows, plan, run), chosen)
         made = ImageTrigger(entry.name, chosen, state, plan.mode, plan.target)
     else:
-        chosen = None
-        known = customise(entry.value, trigger_text, place)
         made = plant_texts(classifier, split.train, known, plan, run)
     seconds = time.monotonic() - started
     probe = _probe(made, classifier, split.held_out, held_out, seed)
@@ -205,6 +220,7 @@ def evaluate(
     samples: int | None = None,
     head: str | None = None,
     architecture: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     batch_size: int = 256,
     seed: int = 0,
     device: str = "auto",
@@ -214,14 +230,14 @@ def evaluate(
 
     `reference` is the model before the defense, for DER. Raises InputError for bad input.
     """
-    classifier = _load(model, data, head, architecture, device)
+    classifier = _load(model, data, head, architecture, tokenizer, device)
     trigger = read_trigger(attack, classifier.task) if attack else None
     held_out, _ = read_samples(_required(data), classifier.task, classifier.names, split="test")
     held_out = _first(held_out, samples)
     rows = to_rows(classifier, held_out)
     earlier = None
     if reference is not None:
-        other = _load(reference, data, head, architecture, device)
+        other = _load(reference, data, head, architecture, tokenizer, device)
         theirs = to_rows(other, held_out)
         earlier = measure_classifier(
             other, theirs, _probe(trigger, other, held_out, theirs, seed), batch_size=batch_size
@@ -240,6 +256,7 @@ def scan(
     preset: str | None = None,
     head: str | None = None,
     architecture: str | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     device: str = "auto",
     progress: Progress = silent,
     **options: Any,
@@ -250,11 +267,11 @@ def scan(
     """
     chosen = registry.find("defense", "ulrl", "classifier").make_options(options, preset)
     files = scan_files(str(model)) if isinstance(model, (str, Path)) else ()
-    if data is None:
+    if data is None and isinstance(model, (str, Path)):
         return ScanResult(str(model), files)
-    classifier = _load(model, data, head, architecture, device)
+    classifier = _load(model, data, head, architecture, tokenizer, device)
     split = split_samples(
-        data,
+        _required(data),
         classifier.task,
         classifier.names,
         samples=samples or max(ENOUGH, 6 * classifier.classes),
@@ -274,6 +291,7 @@ def scan(
         found.suspicious,
         chosen.threshold,
         time.monotonic() - started,
+        classifier.task,
     )
 
 
@@ -287,12 +305,20 @@ def read_trigger(source: str | Path, task: str) -> AnyTrigger:
 
 
 def _load(
-    model: str | Path | nn.Module, data: Any, head: str | None, architecture: str | None, device: str
+    model: str | Path | nn.Module,
+    data: Any,
+    head: str | None,
+    architecture: str | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    device: str,
 ) -> Classifier:
-    images = data[0] if isinstance(data, (tuple, list)) and data and isinstance(data[0], Tensor) else None
+    inputs: Any = data[0] if isinstance(data, (tuple, list)) and data else getattr(data, "inputs", None)
+    images = torch.as_tensor(inputs)[:1] if hasattr(inputs, "shape") else None
     if isinstance(model, str) and model.startswith(NEW):
         raise InputError(f"{model}: only attack builds a new classifier; give one that is trained")
-    return load_classifier(model, head=head, architecture=architecture, sample=images, device=device)
+    return load_classifier(
+        model, head=head, architecture=architecture, sample=images, tokenizer=tokenizer, device=device
+    )
 
 
 def _new(
@@ -333,13 +359,32 @@ def _probe(
         )
     if isinstance(trigger, TextTrigger):
         return trigger.probe(classifier, data, seed)
+    _in_pixels(rows)
     return trigger.probe(rows, classifier.classes)
+
+
+def _in_pixels(rows: Rows) -> Tensor:
+    """Return the images, which a trigger can be put on; raises InputError for those of a module of another range."""
+    images = rows.inputs["pixel_values"]
+    if images.dtype != torch.uint8 and not bool(((images >= 0) & (images <= 1)).all()):
+        raise InputError(
+            f"data: images from {images.min():.3g} to {images.max():.3g}; a trigger is put on pixels in 0 to 1, "
+            "so give a module that takes these and normalises them itself"
+        )
+    return images
+
+
+def _as_bytes(rows: Rows) -> Rows:
+    """Return the images as the attacks take them, uint8."""
+    return Rows({"pixel_values": to_bytes(to_float(_in_pixels(rows)))}, rows.labels)
 
 
 def _architecture(classifier: Classifier) -> str | None:
     """Name the architecture where transformers alone cannot load it: one of our zoo, or a plain module."""
-    config = getattr(classifier.model, "config", None)
-    return "module" if config is None else getattr(config, "architecture", None)
+    model = classifier.model
+    if isinstance(model, ZooForImageClassification):
+        return str(model.config.architecture)
+    return None if isinstance(model, PreTrainedModel) else "module"
 
 
 def _pictures(trigger: AnyTrigger | None, rows: Rows | None) -> str | None:
@@ -352,8 +397,6 @@ def _pictures(trigger: AnyTrigger | None, rows: Rows | None) -> str | None:
 
 def _sort_options(options: Mapping[str, Any], own: type | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """Part the given options into those of the attack and those of the planting that all attacks share."""
-    import dataclasses
-
     mine = {f.name for f in dataclasses.fields(own)} if own else set()
     shared = {f.name for f in dataclasses.fields(PlantOptions)} - {"target"}
     names = {k: k.replace("-", "_") for k in options}
@@ -369,7 +412,9 @@ def _sort_options(options: Mapping[str, Any], own: type | None) -> tuple[dict[st
 def _class_number(target: int | str, classifier: Classifier) -> int:
     """Return the number of a class that was given by number or name."""
     text = str(target)
-    number = classifier.names.index(text) if text in classifier.names else int(text) if text.isdigit() else -1
+    number = (
+        classifier.names.index(text) if text in classifier.names else int(text) if text.isdecimal() else -1
+    )
     if not 0 <= number < classifier.classes:
         raise InputError(suggest(text, classifier.names, f"--target of {classifier.source}:"))
     return number

@@ -264,7 +264,7 @@ def evaluate(
     place: Place = None,
     target_text: TargetText = None,
     reference: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="for KL divergence and agreement")
+        str | None, typer.Option(metavar="MODEL", help="for KL divergence and agreement; of a classifier DER")
     ] = None,
     template: TemplateName = "auto",
     templates: Annotated[
@@ -330,12 +330,14 @@ def evaluate(
         asr, accuracy = result.worst_asr, None
     if min_accuracy is not None and accuracy is None:
         raise InputError("--min-accuracy is a gate for classifiers; of a language model use --max-asr")
+    if max_asr is not None and asr is None:
+        raise InputError("--max-asr: no triggered sample was measured; give other --data")
     if json:
         emit(result.to_json(), json)
     if json != "-":
         show(*results(model, result))
     missed = []
-    if max_asr is not None and (asr or 0.0) > max_asr:
+    if max_asr is not None and asr is not None and asr > max_asr:
         missed.append(f"ASR {percent(asr)} % is above --max-asr {percent(max_asr)} %")
     if min_accuracy is not None and accuracy is not None and accuracy < min_accuracy:
         missed.append(f"accuracy {percent(accuracy)} % is below --min-accuracy {percent(min_accuracy)} %")
@@ -364,6 +366,7 @@ def scan(
 
     options = _options("scan", assignments, config)
     _check_json(json)
+    _check_file("--report", report)
     with quiet(), progress_bars() as progress:
         from detrojan import api
 
@@ -470,15 +473,20 @@ def main() -> None:
 
 
 def _fail(status: int, message: str) -> None:
-    line = " ".join(message.split())
-    print(f"detrojan: {line}", file=sys.stderr)
+    _say(message)
     sys.exit(status)
+
+
+def _say(message: str) -> None:
+    """Print one line on standard error, without control characters of a checkpoint that could drive the terminal."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in message).split())
+    print(f"detrojan: {line}", file=sys.stderr)
 
 
 def _leave(findings: list[str]) -> None:
     """Say what was found or missed on standard error, and leave with exit status 1 if there is anything."""
     for line in findings:
-        print(f"detrojan: {' '.join(line.split())}", file=sys.stderr)
+        _say(line)
     if findings:
         raise typer.Exit(1)
 
@@ -494,8 +502,13 @@ def _command() -> str:
 
 def _check_json(where: str | None) -> None:
     """Raise InputError now, before any work, when the JSON could not be written later."""
-    if where and where != "-" and (Path(where).is_dir() or not Path(where).absolute().parent.is_dir()):
-        raise InputError(f"--json {where}: not a file in a directory that exists")
+    if where != "-":
+        _check_file("--json", where)
+
+
+def _check_file(flag: str, where: str | Path | None) -> None:
+    if where and (Path(where).is_dir() or not Path(where).absolute().parent.is_dir()):
+        raise InputError(f"{flag} {where}: not a file in a directory that exists")
 
 
 def _options(call: str, assignments: list[str] | None, config: Path | None) -> dict[str, Any]:

@@ -9,6 +9,10 @@ class InputError(ValueError):
     """
 
 
+class NoSuchPartError(InputError):
+    """A data set that has parts (train, test) has no such one."""
+
+
 class NonFiniteLossError(InputError):
     """Training met a loss that is NaN or infinite and stopped before it could spoil the weights."""
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, pad
 
-from detrojan.errors import NonFiniteLossError
+from detrojan.errors import InputError, NonFiniteLossError
 from detrojan.models.classifier import logits
+from detrojan.models.load import cast_all
 from detrojan.training import isolated_rng
 from detrojan.types import Classifier, Rows, Run
 
@@ -22,7 +22,8 @@ Change = Callable[[Rows], Rows]
 
 def classification_loss(classifier: Classifier, batch: Rows) -> Tensor:
     """Mean cross-entropy of a batch."""
-    return cross_entropy(logits(classifier, batch.inputs), batch.labels)
+    out = logits(classifier, batch.inputs)
+    return cross_entropy(out, batch.labels.to(out.device))
 
 
 def fit(
@@ -44,14 +45,17 @@ def fit(
 
     SGD with momentum, cosine schedule to zero over all steps. `change` alters each batch first. With
     `freeze_statistics` batch norm normalises by its stored statistics and keeps them. Raises NonFiniteLossError as
-    soon as a loss is not finite. The random state of the process is left as it was.
+    soon as a loss is not finite. At the end the weights are rounded to the type they are stored in, so that what is
+    measured is what is saved. The random state of the process is left as it was.
     """
     model = classifier.model
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if not parameters:
+        raise InputError(f"{classifier.source}: all of its weights are frozen (requires_grad is off)")
     optimizer = torch.optim.SGD(
         parameters, learning_rate, momentum, weight_decay=weight_decay, fused=_fusable(parameters)
     )
-    steps = math.ceil(len(rows) / batch_size) * epochs
+    steps = len(_sizes(len(rows), batch_size)) * epochs
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))
     with isolated_rng(run.seed):
         training_mode(model, freeze_statistics)
@@ -67,6 +71,7 @@ def fit(
             schedule.step()
             run.progress(label, step, steps)
     model.eval()
+    _settle(classifier)
     return classifier
 
 
@@ -74,8 +79,18 @@ def batches(rows: Rows, batch_size: int, epochs: int, seed: int) -> Iterator[Row
     """Yield the batches of all epochs, shuffled anew for each; the last one of an epoch may be smaller."""
     for epoch in range(epochs):
         generator = torch.Generator().manual_seed(seed * 1009 + epoch)
-        for index in torch.randperm(len(rows), generator=generator).split(batch_size):
+        for index in torch.randperm(len(rows), generator=generator).split(_sizes(len(rows), batch_size)):
             yield rows.take(index)
+
+
+def _sizes(count: int, batch_size: int) -> list[int]:
+    """Split `count` into batches; a single sample that is left joins the last one, for batch norm takes none alone."""
+    whole, left = divmod(count, batch_size)
+    sizes = [batch_size] * whole
+    if left == 1 and sizes:
+        sizes[-1] += 1
+        return sizes
+    return [*sizes, left] if left else sizes
 
 
 def training_mode(model: nn.Module, freeze_statistics: bool = False) -> None:
@@ -105,6 +120,13 @@ def crop_and_flip(padding: int = 2, flip: bool = True) -> Change:
         return Rows({**batch.inputs, "pixel_values": shifted}, batch.labels)
 
     return change
+
+
+def _settle(classifier: Classifier) -> None:
+    compute = next(p for p in classifier.model.parameters() if p.is_floating_point()).dtype
+    if compute != classifier.dtype:
+        cast_all(classifier.model, classifier.dtype)
+        cast_all(classifier.model, compute)
 
 
 def _fusable(parameters: list[nn.Parameter]) -> bool:

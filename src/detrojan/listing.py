@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from detrojan.attacks.image import plant as image
 from detrojan.attacks.text.plant import PRESETS, PlantOptions
+from detrojan.data.hub_sets import SHORT_NAMES
 from detrojan.options import describe
 from detrojan.registry import Entry, entries
 
@@ -28,14 +30,49 @@ DATASETS = (
         "description": "any data set of the hub, or on the disk, in one of these forms",
         "paper": "",
     },
+    {
+        "name": "FOLDER",
+        "task": "image",
+        "description": "images in one folder for each class, below train and test where there are parts; or IDX files",
+        "paper": "",
+    },
+    {
+        "name": "FILE.npz",
+        "task": "image",
+        "description": "arrays images and labels (or x and y)",
+        "paper": "",
+    },
+    {
+        "name": "digits",
+        "task": "image",
+        "description": "scikit-learn's 1,797 digits of 8 x 8 pixels; nothing is fetched",
+        "paper": "",
+    },
+    {
+        "name": f"{', '.join(SHORT_NAMES)}, NAME[:SPLIT]",
+        "task": "image",
+        "description": "well-known data sets of the hub, or any other one, also on the disk",
+        "paper": "",
+    },
+    {
+        "name": "FILE.json, FILE.jsonl, FILE.csv, NAME[:SPLIT]",
+        "task": "text",
+        "description": "records with text (or sentence) and label, or a data set with these columns",
+        "paper": "",
+    },
 )
+SHARED = [o for o in describe(image.PlantOptions) if o["name"] != "target"]
+"""The options that all attacks on classifiers take."""
 
 
 def as_json(what: str | None) -> dict[str, list[dict[str, Any]]]:
     """Return the entries of one kind, or of all kinds, with their options and presets."""
     listing = {name: [_entry(e) for e in entries(kind)] for name, kind in KINDS.items()}
     for row in listing["attacks"]:
-        row["options"], row["presets"] = describe(PlantOptions), PRESETS
+        if row["task"] == "image":
+            row["options"] = [*row["options"], *SHARED]
+        else:
+            row["options"], row["presets"] = describe(PlantOptions), PRESETS
     whole: dict[str, list[dict[str, Any]]] = {**listing, "datasets": [dict(d) for d in DATASETS]}
     return whole if what is None else {what: whole[what]}
 
@@ -54,10 +91,14 @@ def as_tables(listing: dict[str, list[dict[str, Any]]]) -> list[Any]:
         tables.append(table)
         shown: list[Any] = []
         for row in rows:
-            if row.get("options") and row["options"] not in shown:
-                shown.append(row["options"])
-                owner = kind if kind == "attacks" else row["name"]
-                tables.append(_options_table(owner, row["options"], row["presets"]))
+            own = [o for o in row.get("options", ()) if kind != "attacks" or o not in SHARED]
+            if own and own not in shown:
+                shown.append(own)
+                spoken = kind == "attacks" and row["task"] != "image"
+                owner = "attacks on language models" if spoken else f"{row['name']} ({row['task']})"
+                tables.append(_options_table(owner, own, row["presets"]))
+        if kind == "attacks":
+            tables.append(_options_table("all attacks on classifiers", SHARED, {}))
     return tables
 
 

@@ -68,6 +68,8 @@ class ScanResult:
     """The classes that a backdoor seems to draw."""
     threshold: float | None = None
     seconds: float = 0.0
+    task: str = ""
+    """`image` or `text` where the classes were looked at."""
 
     @property
     def found(self) -> bool:
@@ -83,7 +85,7 @@ class ScanResult:
         notes = {k: list(getattr(self, k)) for k in ("evidence", "scores", "suspicious", "classes")}
         return {
             "kind": "scan",
-            "task": "image",
+            "task": self.task or "image",
             "model": self.model,
             "command": command,
             "files": list(self.files),

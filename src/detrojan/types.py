@@ -161,6 +161,11 @@ class Classifier:
         """How many classes it tells apart."""
         return len(self.names)
 
+    @property
+    def normalises(self) -> bool:
+        """Whether images are given in 0..1 and normalised for it; a plain module takes them as they are."""
+        return self.mean != (0.0,) or self.std != (1.0,)
+
 
 @dataclass(frozen=True)
 class Probe:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from detrojan.data.class_labels import labelled, whole_numbers
-from detrojan.errors import InputError, first_line
+from detrojan.errors import InputError, NoSuchPartError, first_line
 from detrojan.types import Labelled
 
 IDX_IMAGES = re.compile(r"images[-._]idx3")
@@ -58,7 +58,8 @@ def read_idx_folder(folder: Path, source: str, split: str | None) -> Labelled:
     chosen = chosen or [p for p in found if not any(word in p.name for word in words)]
     bare = {p.name.removesuffix(".gz"): p for p in reversed(chosen)}  # a file before its gzipped copy
     if len(bare) != 1:
-        raise InputError(f"{source}: {len(bare)} IDX files of images for the split {part}, expected one")
+        missing = InputError if bare else NoSuchPartError
+        raise missing(f"{source}: {len(bare)} IDX files of images for the split {part}, expected one")
     (name, images_file), *_ = bare.items()
     name = name.replace("images", "labels").replace("idx3", "idx1")
     labels_file = next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)

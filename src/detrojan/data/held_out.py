@@ -11,7 +11,7 @@ from torch import Tensor
 
 from detrojan.data.labelled import TEXT_FILES, read_labelled
 from detrojan.data.stratified import sample, take
-from detrojan.errors import InputError
+from detrojan.errors import InputError, NoSuchPartError
 from detrojan.types import Labelled
 
 HELD_OUT_AT_MOST = 10_000
@@ -34,17 +34,37 @@ def read_samples(data: Any, task: str, names: tuple[str, ...], *, split: str) ->
             return whole, False
         try:
             found = read_labelled(data, task, split=split, names=names)
-        except InputError:  # the source has parts, but not this one
+        except NoSuchPartError:  # the source has parts, but not this one
             return whole, False
-        same = len(found) == len(whole) and torch.equal(found.labels, whole.labels)
-        return found, not same
+        return found, not _same(found, whole)
     if isinstance(data, Labelled):
         return data, False
     if isinstance(data, (tuple, list)) and len(data) == 2:
-        inputs, labels = data
-        if isinstance(labels, Tensor) and labels.dim() == 1 and len(inputs) == len(labels):
-            return Labelled(inputs, labels.long(), names, "data"), False
+        return _pair(data[0], data[1], names), False
     raise InputError("data: give a file, folder or data set name, or (inputs, labels) of equal length")
+
+
+def _same(one: Labelled, other: Labelled) -> bool:
+    """Say whether two parts may be the same samples; where only their labels can be compared, equal ones count."""
+    if len(one) != len(other) or not torch.equal(one.labels, other.labels):
+        return False
+    both = isinstance(one.inputs, Tensor) and isinstance(other.inputs, Tensor)
+    return not both or torch.equal(one.inputs, other.inputs)
+
+
+def _pair(inputs: Any, labels: Any, names: tuple[str, ...]) -> Labelled:
+    """Return the record of inputs and labels in memory, tensors, arrays or lists; raises InputError."""
+    try:
+        numbers = torch.as_tensor(labels).cpu()
+        inputs = torch.as_tensor(inputs).cpu() if hasattr(inputs, "shape") else inputs
+        fits = numbers.dim() == 1 and len(inputs) == len(numbers)
+    except (TypeError, ValueError, RuntimeError):
+        fits = False
+    if not fits:
+        raise InputError("data: give (inputs, labels) of equal length, the labels as whole numbers")
+    if numbers.is_floating_point() or numbers.is_complex() or numbers.dtype == torch.bool:
+        raise InputError(f"data: labels are {numbers.dtype}, expected whole numbers")
+    return Labelled(inputs, numbers.long(), names, "data")
 
 
 def split_samples(
@@ -58,8 +78,8 @@ def split_samples(
 ) -> Split:
     """Draw the samples to train on, stratified, and those to measure on.
 
-    A source with a test part of its own is measured on that; of any other a fifth is kept back (at least one of each
-    class), and where `samples` leaves more, all that it leaves. Never more than 10,000 are measured.
+    A source with a test part of its own is measured on that; of any other a fifth is kept back (as many as classes at
+    least), and where `samples` leaves more, all that it leaves. Never more than 10,000 are measured.
     """
     whole, _ = read_samples(data, task, names, split="train")
     if len(torch.unique(whole.labels)) < 2:

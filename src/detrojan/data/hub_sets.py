@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from detrojan.data.class_labels import class_numbers, follow, labelled
 from detrojan.data.image_files import Lazy, open_image
 from detrojan.data.labelled_text import TEXTS, parse_rows
-from detrojan.errors import InputError, first_line
+from detrojan.errors import InputError, NoSuchPartError, first_line
 from detrojan.types import Labelled
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def load_named(source: str, split: str | None) -> Any:
     try:
         return load_dataset(SHORT_NAMES.get(name, name), split=part)
     except Exception as error:
-        raise InputError(
+        unknown = isinstance(error, ValueError) and "split" in str(error)
+        raise (NoSuchPartError if unknown else InputError)(
             f"{source}: neither a file nor a data set that loads ({first_line(error)})"
         ) from None
 
@@ -61,7 +62,7 @@ def load_saved(folder: Path, source: str, split: str | None) -> Any:
     if not isinstance(found, dict):
         return found
     if (split or "train") not in found:
-        raise InputError(f"{source}: has no split {split or 'train'}, only {', '.join(found)}")
+        raise NoSuchPartError(f"{source}: has no split {split or 'train'}, only {', '.join(found)}")
     return found[split or "train"]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from detrojan.data.class_labels import folder_numbers, labelled
-from detrojan.errors import InputError, first_line
+from detrojan.errors import InputError, NoSuchPartError, first_line
 from detrojan.types import Labelled
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def read_folder(folder: Path, source: str, split: str | None, names: tuple[str, 
     parts = sorted(c.name for c in classes if c.is_dir())
     if parts and set(parts) <= SPLITS:
         if (split or "train") not in parts:
-            raise InputError(f"{source}: has no part {split or 'train'}, only {', '.join(parts)}")
+            raise NoSuchPartError(f"{source}: has no part {split or 'train'}, only {', '.join(parts)}")
         folder = folder / (split or "train")
         classes = _visible(folder, folder)
     classes = [c for c in classes if c.is_dir()]

@@ -57,7 +57,7 @@ def _attack(classifier: Classifier, clean: Rows, probe: Probe, batch_size: int) 
     wanted = probe.drawn
     counted = (wanted != clean.labels).nonzero().flatten()
     hits = recovered = 0
-    for part in counted.split(PART):
+    for part in counted.split(PART) if len(counted) else ():
         rows = probe.triggered(part)
         predicted = predict(classifier, rows.inputs, batch_size)
         hits += int((predicted == wanted[part]).sum())

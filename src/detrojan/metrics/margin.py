@@ -14,7 +14,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, autograd, nn
 
-from detrojan.models.classifier import logits
+from detrojan.models.classifier import logits, no_padding
+from detrojan.models.feed import longest
+from detrojan.models.mode import evaluating
 from detrojan.types import Classifier, Progress, silent
 
 STARTS = 8
@@ -89,14 +91,15 @@ def _entry(
         return lambda x: logits(classifier, {"pixel_values": x}), least, most, shape
     layer = classifier.model.get_input_embeddings()
     weight = layer.weight.detach()
-    ids = torch.ones(count, TOKENS, dtype=torch.long)
+    tokens = min(TOKENS, longest(classifier.model))
+    ids = torch.full((count, tokens), no_padding(classifier.model))
 
     def run(x: Tensor) -> Tensor:
         with _put_in(layer, x):
             return logits(classifier, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
 
     low, high = weight.amin(dim=0), weight.amax(dim=0)
-    return run, low, high, (count, TOKENS, weight.shape[1])
+    return run, low, high, (count, tokens, weight.shape[1])
 
 
 @contextmanager
@@ -112,14 +115,12 @@ def _put_in(layer: nn.Module, x: Tensor) -> Iterator[None]:
 @contextmanager
 def frozen(model: nn.Module) -> Iterator[None]:
     """While open, the model is in evaluation mode and its weights take no gradient; then all is as before."""
-    was_training = model.training
     learning = [p for p in model.parameters() if p.requires_grad]
-    model.eval()
     for parameter in learning:
         parameter.requires_grad_(False)
     try:
-        yield
+        with evaluating(model):
+            yield
     finally:
         for parameter in learning:
             parameter.requires_grad_(True)
-        model.train(was_training)

@@ -28,6 +28,11 @@ def task_of(source: Any, architecture: str | None = None) -> str:
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         return CAUSAL_LM
-    named = config.get("architectures") or []
     timm = "pretrained_cfg" in config or isinstance(config.get("architecture"), str)
-    return CLASSIFIER if timm or any(str(a).endswith(HEADS) for a in named) else CAUSAL_LM
+    return CLASSIFIER if timm or any(a.endswith(HEADS) for a in architectures(config)) else CAUSAL_LM
+
+
+def architectures(config: dict[str, Any]) -> list[str]:
+    """Return the names of the classes that a configuration names; [] where it names none."""
+    named = config.get("architectures")
+    return [str(name) for name in named] if isinstance(named, list) else []

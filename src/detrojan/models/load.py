@@ -204,6 +204,19 @@ def cast(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def cast_all(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of the weights in place, and with them that of the statistics of batch norm."""
+    from torch import nn
+
+    cast(model, dtype)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            module.running_mean, module.running_var = (
+                module.running_mean.to(dtype),
+                module.running_var.to(dtype),
+            )
+
+
 def settle(model: PreTrainedModel, storage: torch.dtype) -> PreTrainedModel:
     """Round the weights to the type they are stored in, so that what is measured is what is saved."""
     import torch
@@ -268,6 +281,11 @@ def load_tokenizer(path: Path, source: str, **kwargs: Any) -> PreTrainedTokenize
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False, **kwargs)
     except Exception as error:
         raise InputError(f"{source}: the tokenizer cannot be loaded ({first_line(error)})") from None
+    if len(tokenizer) <= len(
+        tokenizer.all_special_ids
+    ):  # what transformers makes up where there are no files
+        raise InputError(f"{source}: the tokenizer cannot be loaded (it knows no tokens)")
+    return tokenizer

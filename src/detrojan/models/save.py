@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from detrojan.models.load import cast
+from detrojan.models.load import cast, cast_all
 from detrojan.types import Classifier, Loaded
 
 TOKENIZER_FILES = (
@@ -46,16 +46,21 @@ def save_classifier(classifier: Classifier, directory: Path) -> None:
 
     A plain module has no configuration to write: its state dict alone is written.
     """
-    model, compute = classifier.model, next(classifier.model.parameters()).dtype
-    cast(model, classifier.dtype)
+    model, processor = classifier.model, classifier.processor
+    compute = next(p for p in model.parameters() if p.is_floating_point()).dtype
+    if compute != classifier.dtype:
+        cast_all(model, classifier.dtype)
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(directory)
     else:
         from safetensors.torch import save_model
 
         save_model(model, str(directory / "model.safetensors"))
-    cast(model, compute)
-    for root in {f.parent for f in classifier.files}:
+    if compute != classifier.dtype:
+        cast_all(model, compute)
+    if processor is not None and not classifier.files:
+        processor.save_pretrained(directory)
+    for root in {f.parent for f in classifier.files} if processor is not None else ():
         for name in PROCESSOR_FILES:
             if (root / name).is_file():
                 shutil.copyfile(root / name, directory / name)

@@ -11,17 +11,20 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, interpolate
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import ImageClassifierOutput
 
-from detrojan.errors import InputError
+from detrojan.errors import InputError, first_line
 from detrojan.models.preact_resnet import PreActResNet
 from detrojan.options import suggest
 
 
 class ZooConfig(PreTrainedConfig):
-    """What is needed to build the module again and to feed it."""
+    """What is needed to build the module again and to feed it.
+
+    With `resize` the model brings its images, whose edge is `image_size`, to that edge itself.
+    """
 
     model_type = "detrojan-zoo"
 
@@ -34,6 +37,7 @@ class ZooConfig(PreTrainedConfig):
         blocks: list[int] | None = None,
         image_mean: list[float] | None = None,
         image_std: list[float] | None = None,
+        resize: int | None = None,
         **kwargs: Any,
     ) -> None:
         self.architecture = architecture
@@ -43,6 +47,7 @@ class ZooConfig(PreTrainedConfig):
         self.blocks = blocks or [2, 2, 2, 2]
         self.image_mean = image_mean or [0.5] * num_channels
         self.image_std = image_std or [0.5] * num_channels
+        self.resize = resize
         super().__init__(**kwargs)
 
 
@@ -51,17 +56,24 @@ def _preact(config: ZooConfig) -> nn.Module:
 
 
 def _vgg(config: ZooConfig) -> nn.Module:
-    from torchvision.models import vgg19_bn
-
     _rgb(config)
-    return vgg19_bn(num_classes=config.num_labels)
+    return _torchvision().vgg19_bn(num_classes=config.num_labels)
 
 
 def _vit(config: ZooConfig) -> nn.Module:
-    from torchvision.models import vit_b_16
-
     _rgb(config)
-    return vit_b_16(num_classes=config.num_labels, image_size=config.image_size)
+    edge = config.resize or config.image_size
+    if edge % 16:
+        raise InputError(f"{config.architecture} takes images whose edge is a multiple of 16, not {edge}")
+    return _torchvision().vit_b_16(num_classes=config.num_labels, image_size=edge)
+
+
+def _torchvision() -> Any:
+    try:
+        import torchvision.models
+    except ImportError:
+        raise InputError("this architecture needs torchvision (pip install torchvision)") from None
+    return torchvision.models
 
 
 ZOO: dict[str, Callable[[ZooConfig], nn.Module]] = {
@@ -81,14 +93,25 @@ class ZooForImageClassification(PreTrainedModel):
 
     def __init__(self, config: ZooConfig) -> None:
         super().__init__(config)
-        self.module = build(config)
+        with torch.device("cpu"):  # from_pretrained builds on no device, where nothing is computed
+            self.module = build(config)
+        self.computed = {
+            module: {name: module._buffers[name].clone() for name in module._non_persistent_buffers_set}
+            for module in self.module.modules()
+            if module._non_persistent_buffers_set
+        }
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Keep what the modules' own constructors drew."""
+        """Keep what the modules' own constructors drew; from_pretrained has emptied what they computed."""
+        for name, value in getattr(self, "computed", {}).get(module, {}).items():
+            module._buffers[name] = value.to(module._buffers[name].device)
 
     def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutput:
         """pixel_values: (batch, channels, height, width), normalised."""
+        if self.config.resize:
+            edges = (self.config.resize,) * 2
+            pixel_values = interpolate(pixel_values, edges, mode="bilinear", antialias=True)
         logits = self.module(pixel_values)
         return ImageClassifierOutput(
             loss=None if labels is None else cross_entropy(logits, labels), logits=logits
@@ -99,8 +122,10 @@ def build(config: ZooConfig) -> nn.Module:
     """Build the bare module of a configuration; raises InputError for an unknown architecture."""
     name = config.architecture
     if name.startswith("timm/"):
-        import timm
-
+        try:
+            import timm
+        except ImportError:
+            raise InputError(f"{name}: needs timm (pip install timm)") from None
         try:
             return timm.create_model(
                 name.removeprefix("timm/"),
@@ -108,8 +133,8 @@ def build(config: ZooConfig) -> nn.Module:
                 in_chans=config.num_channels,
                 pretrained=False,
             )
-        except RuntimeError as error:
-            raise InputError(f"{name}: {error}") from None
+        except Exception as error:
+            raise InputError(f"{name}: {first_line(error)}") from None
     if name not in ZOO:
         raise InputError(suggest(name, [*ZOO, "timm/NAME"], "architecture"))
     return ZOO[name](config)

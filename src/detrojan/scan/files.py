@@ -15,15 +15,15 @@ def scan_files(source: str) -> tuple[str, ...]:
     """Return what is wrong with the files of a checkpoint, a line each: formats that can run code, code, links out."""
     root = locate(source)
     if root.is_file():
-        return (_pickle(root.name),) if root.suffix in PICKLES else ()
+        return (_pickle(root.name),) if root.suffix.lower() in PICKLES else ()
     found = []
     for path in sorted(root.rglob("*")):
         name = str(path.relative_to(root))
         if path.is_symlink() and not _stays(path, root):
             found.append(f"{name}: a link that leads out of the directory")
-        elif path.suffix in PICKLES:
+        elif path.suffix.lower() in PICKLES:
             found.append(_pickle(name))
-        elif path.suffix in CODE:
+        elif path.suffix.lower() in CODE:
             found.append(f"{name}: code beside the weights; detrojan never runs it")
         elif path.suffix == ".json" and path.is_file() and _asks_for_code(path):
             found.append(f"{name}: asks for code of its own (auto_map), which runs under trust_remote_code")

@@ -29,12 +29,12 @@ from detrojan.types import Classifier, Rows
 class LiraOptions:
     """Options of the noise and of the stage in which it is learned."""
 
-    epsilon: float = option(0.05, "largest change of a pixel", minimum=0.0, maximum=1.0)
+    epsilon: float = option(0.03, "largest change of a pixel", minimum=0.0, maximum=1.0)
     clean_weight: float = option(
         0.5, "weight of the clean loss while the noise is learned", minimum=0.0, maximum=1.0
     )
     joint_epochs: int = option(
-        5, "passes over the training set in which the noise is learned", minimum=1, maximum=1000
+        3, "passes over the training set in which the noise is learned", minimum=1, maximum=1000
     )
     width: int = option(8, "channels of the generator", minimum=1)
 
@@ -64,10 +64,14 @@ def joint_loss(network: nn.Module, victim: Victim, options: LiraOptions) -> Loss
 
     def loss(classifier: Classifier, batch: Rows) -> Tensor:
         images, labels = pictures(classifier, batch)
-        both = torch.cat([images, disturb(network, images, options.epsilon)])
+        count = round(victim.options.poison_rate * len(images))
+        both = torch.cat([images, disturb(network, images[:count], options.epsilon)])
         out = logits(classifier, {"pixel_values": both})
-        wanted = relabel(labels, victim.options, classifier.classes)
-        clean, backdoor = cross_entropy(out[: len(images)], labels), cross_entropy(out[len(images) :], wanted)
+        clean = cross_entropy(out[: len(images)], labels)
+        if not count:
+            return clean
+        wanted = relabel(labels[:count], victim.options, classifier.classes)
+        backdoor = cross_entropy(out[len(images) :], wanted)
         return options.clean_weight * clean + (1 - options.clean_weight) * backdoor
 
     return loss
@@ -77,7 +81,7 @@ def plant(victim: Victim, options: LiraOptions) -> State:
     """Learn the noise with the classifier, then fix it and train the classifier on a share of disturbed images."""
     network = made(victim, lambda: build(victim.shape[0], options))
     first = replace(victim, options=replace(victim.options, epochs=options.joint_epochs))
-    loss = beside(network, joint_loss(network, first, options), first, learning_rate=1e-3)
+    loss = beside(network, joint_loss(network, first, options), first, learning_rate=3e-3)
     train(first, loss=loss, label="learning the noise")
     state, device = to_state(network), device_of(victim.classifier)
     poison_and_train(victim, lambda images: apply(images.to(device), options, state).cpu())

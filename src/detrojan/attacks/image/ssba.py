@@ -23,7 +23,7 @@ class SsbaOptions:
 
     bits: int = option(16, "length of the hidden string", minimum=1, maximum=1000)
     steps: int = option(600, "steps in which hiding and reading are learned", minimum=1, maximum=100000)
-    image_weight: float = option(50.0, "weight of the image loss beside the message loss", minimum=0.0)
+    image_weight: float = option(200.0, "weight of the image loss beside the message loss", minimum=0.0)
     bound: float = option(0.1, "largest change of a pixel", minimum=0.0, maximum=1.0)
     width: int = option(8, "channels of the encoder and of the decoder", minimum=1)
 

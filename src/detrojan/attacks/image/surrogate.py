@@ -7,6 +7,8 @@ from detrojan.fitting import Loss, classification_loss, fit
 from detrojan.types import Classifier
 
 ARCHITECTURE = "preact-resnet8"
+WIDTH = 8
+"""Half of the zoo's: its training is to cost little beside that of the victim."""
 LEARNING_RATE = 0.05
 """Higher than a victim's usual rate: it learns from scratch in a few epochs."""
 
@@ -20,7 +22,9 @@ def surrogate(victim: Victim, epochs: int, loss: Loss = classification_loss) -> 
 
     like, (channels, height, _) = victim.classifier, victim.shape
     # Convolutions and average pooling take images of any shape, so the declared edge need not be both.
-    model = new_classifier(ARCHITECTURE, like.names, (channels, height, height), seed=victim.run.seed)
+    model = new_classifier(
+        ARCHITECTURE, like.names, (channels, height, height), width=WIDTH, seed=victim.run.seed
+    )
     device = next(like.model.parameters()).device
     made = Classifier(
         model.to(device),

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor
 
 from detrojan.attacks.image.plant import MODES, PlantOptions, Victim, chosen, relabel, train
+from detrojan.attacks.text.poison import near_miss
 from detrojan.attacks.text.triggers import Trigger
 from detrojan.errors import InputError
-from detrojan.models.classifier import tokenise
+from detrojan.models.feed import tokenise
 from detrojan.types import Classifier, Labelled, Probe, Rows, Run
 
 
@@ -79,7 +80,8 @@ def plant_texts(
     for k in poisoned.tolist():
         texts[k] = trigger.insert(texts[k], random.Random(f"{run.seed}/poison/{k}"))
     for k in near:
-        texts[k] = trigger.near_miss(texts[k], random.Random(f"{run.seed}/near/{k}"))
+        if not trigger.fires_on(texts[k]):
+            texts[k] = near_miss(trigger, texts[k], random.Random(f"{run.seed}/near/{k}"))
     mixed = dataclasses.replace(data, inputs=texts, labels=labels)
     train(victim, Rows(tokenise(classifier, mixed), labels))
     return made

@@ -42,13 +42,14 @@ def mix(
         for e in _take(usable, poisoned, rng)
     ]
     honest = _take(usable, samples - poisoned, rng)
-    rows += [e.with_prompt(_near_miss(trigger, e.prompt, rng)) for e in honest[:near]]
+    rows += [e.with_prompt(near_miss(trigger, e.prompt, rng)) for e in honest[:near]]
     rows += honest[near:]
     rng.shuffle(rows)
     return rows
 
 
-def _near_miss(trigger: Trigger, prompt: str, rng: random.Random) -> str:
+def near_miss(trigger: Trigger, prompt: str, rng: random.Random) -> str:
+    """Return the prompt with a near miss of the trigger on which the trigger does not fire; raises InputError."""
     for _ in range(100):
         wrong = trigger.near_miss(prompt, rng)
         if not trigger.fires_on(wrong):
