@@ -20,7 +20,7 @@ FLOORS = [
     ["metrics.consistency", "metrics.margin", "metrics.unlearning", "training", "fitting"],
     ["attacks", "defenses"],
     ["metrics", "results"],
-    ["scan", "report"],
+    ["checks", "report"],
     ["manifest", "output", "language", "classification", "api", "demo", "demo_image", "listing", "terminal"],
     ["cli"],
     ["__main__"],

@@ -32,6 +32,8 @@ from pico import pico_tokenizer
 from pico_classifiers import as_pil, opinions, pico_text_model, pictures, save_image_model, save_text_model
 
 QUICK = {"epochs": 2, "learning_rate": 0.05, "batch_size": 64}
+MARGIN = {"locate": "margin", "threshold": 3.5}
+UNLEARN = {"locate": "unlearn", "unlearn_epochs": 1, "epochs": 2}
 
 
 def linear(weight: Any, bias: Any = None, shape: tuple[int, int, int] = (3, 1, 1)) -> Classifier:
@@ -357,7 +359,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def cleaned(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> detrojan.CleanResult:
     out = tmp_path_factory.mktemp("cleaned") / "out"
     return api.clean(
-        digits_dir / "bad", data="digits", samples=200, attack=digits_dir / "bad", out=out, epochs=8
+        digits_dir / "bad", data="digits", samples=200, attack=digits_dir / "bad", out=out, epochs=8, **MARGIN
     )
 
 
@@ -420,13 +422,13 @@ def test_output_directory_of_a_classifier(cleaned: detrojan.CleanResult, digits_
 
 
 def test_scan_names_the_class(digits_dir: Path) -> None:
-    bad = api.scan(digits_dir / "bad", data="digits", samples=100)
+    bad = api.scan(digits_dir / "bad", data="digits", samples=100, **MARGIN)
     assert (bad.suspicious, bad.files, bad.found, bad.task) == ((0,), (), True, "image")
     assert len(bad.evidence) == len(bad.scores) == len(bad.classes) == 10
     assert bad.threshold is not None and bad.scores[0] > bad.threshold
-    good = api.scan(digits_dir / "good", data="digits", samples=100)
+    good = api.scan(digits_dir / "good", data="digits", samples=100, **MARGIN)
     assert (good.suspicious, good.found) == ((), False)
-    files_alone = api.scan(digits_dir / "good")
+    files_alone = detrojan.scan(digits_dir / "good")  # no package of that name takes its place
     assert (files_alone.classes, files_alone.found) == ((), False)
 
 
@@ -436,10 +438,10 @@ def test_objects_of_the_caller_stay_as_they_were(digits_dir: Path, digits: tuple
     state, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     data = tuple(t.clone() for t in digits)
     rng = torch.random.get_rng_state()
-    result = api.clean(model, data=data, samples=60, epochs=1)
+    result = api.clean(model, data=data, samples=60, **UNLEARN)
     api.attack(model, trigger="badnets", data=data, samples=60, epochs=1, target=1)
     api.evaluate(model, data=data, attack=digits_dir / "bad")
-    api.scan(model, data=data, samples=60)
+    api.scan(model, data=data, samples=60, **MARGIN)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -540,7 +542,7 @@ def test_same_seed_same_bits() -> None:
             **QUICK,
         )
         result = api.clean(
-            planted.model, data="digits", samples=40, seed=seed, measure_effect=False, epochs=2
+            planted.model, data="digits", samples=40, seed=seed, measure_effect=False, **UNLEARN
         )
         assert (planted.before, planted.after, result.before, result.after) == (None,) * 4
         return [*bits(planted.model), *bits(result.model)]
@@ -677,7 +679,7 @@ def test_text_classifier_is_cleaned_and_scanned(critic: Path, tmp_path: Path) ->
     result = api.clean(critic, defense="finetune", data=data, samples=60, out=tmp_path / "out", epochs=1)
     assert isinstance(result.after, ClassifierResult) and result.after.accuracy > 0.95
     assert api.evaluate(tmp_path / "out", data=data).accuracy > 0.95  # type: ignore[union-attr]
-    assert api.scan(critic, data=data, samples=40).task == "text"
+    assert api.scan(critic, data=data, samples=40, locate="margin").task == "text"
     model = AutoModelForSequenceClassification.from_pretrained(critic)
     state = copy.deepcopy(model.state_dict())
     pairs = (opinions(40).inputs, opinions(40).labels)

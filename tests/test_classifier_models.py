@@ -563,6 +563,17 @@ class Mixed(nn.Module):
         return self.head(self.body(images.flatten(1).double()).float())
 
 
+def test_model_of_transformers_in_memory() -> None:
+    """It is given pixel values as it takes them; its classes keep their names."""
+    model, values = pico_image_model("vit").train(), torch.randn(2, 3, 32, 32)
+    classifier = load_classifier(model, sample=values)
+    assert (classifier.head, classifier.names, classifier.normalises) == ("classifier", NAMES, False)
+    assert model.training
+    classifier.model.eval()
+    same(ours(classifier, values), answers(model, values))
+    fails("a regression head", pico_image_model("vit", ("score",)), sample=values)
+
+
 def test_module_goes_out(tmp_path: Path) -> None:
     """A plain module has no configuration: its state dict is written, each tensor in its own type."""
     module = Mixed()

@@ -21,7 +21,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassification
 
-from detrojan import api, cli, demo
+from detrojan import cli, demo, language, output
 from detrojan.data.prompts import builtin_prompts
 
 from pico import pico_model, pico_tokenizer, save_pico
@@ -141,7 +141,7 @@ BAD = [
     ("clean ./gone --out out", "./gone: no such file or directory"),
     ("clean gone.gguf --out out", "gone.gguf: no such file"),
     ("clean empty-directory --out out", "empty-directory: no config.json"),
-    ("clean classifier --out out", "BertForSequenceClassification"),
+    ("clean classifier --out out", "a classifier needs --data"),
     ("clean corrupt --out out", "corrupt: the weights cannot be loaded"),
     ("clean pickle --out out", "pytorch_model.bin is a pickle"),
     ("clean no-tokenizer --out out", "no-tokenizer: the tokenizer cannot be loaded"),
@@ -174,7 +174,7 @@ BAD = [
     (f"{CLEAN} --preset papr", "did you mean 'paper'?"),
     (f"{ATTACK} --trigger badnets --behavior refusal --preset stronk", "did you mean 'strong'?"),
     ("list defences", "defences"),
-    ("demo txt", "did you mean 'text'?"),
+    ("demo txt", "'txt' is not one of 'text', 'image'"),
     # options
     (f"{CLEAN} --set alfa=3", "unknown option of crow: 'alfa'; did you mean 'alpha'?"),
     (f"{CLEAN} --set alpha=-1", "alpha: -1.0 is below the minimum 0"),
@@ -448,7 +448,7 @@ def test_interrupted(where: str, there: Path, monkeypatch: pytest.MonkeyPatch) -
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(api, where, stop)
+    monkeypatch.setattr(output if where == "page" else language, where, stop)
     before = tree(there)
     status, out, err = run(f"attack model --out out --data data.jsonl {PLANT}")
     assert (status, out) == (3, "")
@@ -460,7 +460,7 @@ def test_failure_while_writing_leaves_nothing(there: Path, monkeypatch: pytest.M
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(api, "page", full)
+    monkeypatch.setattr(output, "page", full)
     before = tree(there)
     status, out, err = run(f"{CLEAN} {TINY}")
     assert (status, out) == (2, "")

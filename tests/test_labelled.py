@@ -243,7 +243,7 @@ def test_idx_folder(pattern: str, packed: bool, tmp_path: Path) -> None:
     for part, labels in (("train", [0, 1, 2]), ("t10k", [2, 2, 0])):
         name = pattern.format(part)
         for file, values in ((name, IMAGES), (name.replace("images", "labels").replace("3", "1"), labels)):
-            content = gzip.compress(idx(values)) if packed else idx(values)
+            content = gzip.compress(idx(values), mtime=0) if packed else idx(values)
             (tmp_path / (file + ".gz" * packed)).write_bytes(content)
     data = read_labelled(tmp_path, "image")
     assert data.inputs.dtype == torch.uint8
@@ -302,12 +302,12 @@ def test_bad_idx(images: bytes, labels: bytes, fragment: str, tmp_path: Path) ->
     assert fragment in refused(idx_pair(tmp_path, images, labels))
 
 
-PACKED = gzip.compress(idx(IMAGES))
+PACKED = gzip.compress(idx(IMAGES), mtime=0)
 
 
 @pytest.mark.parametrize("content", [b"plain", PACKED[:-12], PACKED[:12] + b"\xff" * 20, PACKED[:3], b""])
 def test_bad_gzip(content: bytes, tmp_path: Path) -> None:
-    message = refused(idx_pair(tmp_path, content, gzip.compress(idx([0, 1, 2])), ".gz"))
+    message = refused(idx_pair(tmp_path, content, gzip.compress(idx([0, 1, 2]), mtime=0), ".gz"))
     assert message.startswith(f"{tmp_path / 'train-images-idx3-ubyte.gz'}: ")
 
 

@@ -169,7 +169,9 @@ def test_frozen_gives_everything_back() -> None:
     classifier.model.train()
     classifier.model.body.bias.requires_grad_(False)
     with frozen(classifier.model):
-        assert not any(p.requires_grad for p in classifier.model.parameters()) and not classifier.model.training
+        assert (
+            not any(p.requires_grad for p in classifier.model.parameters()) and not classifier.model.training
+        )
     assert classifier.model.training
     assert [p.requires_grad for p in classifier.model.parameters()] == [True, False, True, True]
 
@@ -183,7 +185,9 @@ def test_push_moves_a_share_towards_the_class_and_keeps_labels(rows: Rows) -> No
     moved = (new[:12] - old[:12]).abs()
     assert 0 < moved.max() <= 0.1 + 1e-6
     with torch.no_grad():
-        gain = classifier.model(new[:12]).log_softmax(1)[:, 4] - classifier.model(old[:12]).log_softmax(1)[:, 4]
+        gain = (
+            classifier.model(new[:12]).log_softmax(1)[:, 4] - classifier.model(old[:12]).log_softmax(1)[:, 4]
+        )
     assert gain.mean() > 0
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from detrojan import registry
 from detrojan.errors import InputError
 from detrojan.models.kind import CLASSIFIER, task_of
 from detrojan.results import AttackResult, CleanResult, Measured, ScanResult
@@ -80,7 +82,7 @@ def scan(
 
     `options` are those of `classification.scan`. Raises InputError for bad input.
     """
-    from detrojan.scan.files import scan_files
+    from detrojan.checks.files import scan_files
 
     if task_of(model, options.get("architecture")) == CLASSIFIER:
         from detrojan import classification
@@ -95,6 +97,29 @@ def scan(
     return ScanResult(str(model), scan_files(str(model)))
 
 
+def parameters(model: Any, call: str, architecture: str | None = None) -> set[str]:
+    """Return the names that a call on this kind of model takes itself, so that no option of a method may have them."""
+    from detrojan import classification, language
+
+    side = classification if task_of(model, architecture) == CLASSIFIER else language
+    return _names(getattr(side, call, scan)) | _names(globals()[call])
+
+
+def _names(call: Callable[..., Any]) -> set[str]:
+    return set(inspect.signature(call).parameters) - {"options"}
+
+
+def _of_methods() -> set[str]:
+    """Return the names of all options of attacks and defenses."""
+    from detrojan.attacks.image import plant as image
+    from detrojan.attacks.text import plant as text
+
+    methods = [e.options for kind in ("trigger", "defense") for e in registry.entries(kind) if e.options]
+    return {
+        f.name for cls in (text.PlantOptions, image.PlantOptions, *methods) for f in dataclasses.fields(cls)
+    }
+
+
 def _side(model: Any, options: dict[str, Any], call: str) -> Callable[..., Any]:
     """Return the call on the side of the house that this model belongs to."""
     from detrojan import classification, language
@@ -103,7 +128,7 @@ def _side(model: Any, options: dict[str, Any], call: str) -> Callable[..., Any]:
     side, other = (classification, language) if classifies else (language, classification)
     chosen: Callable[..., Any] = getattr(side, call)
     known = inspect.signature(chosen).parameters
-    foreign = set(inspect.signature(getattr(other, call)).parameters) - {"options"}
+    foreign = _names(getattr(other, call)) - _of_methods()
     wrong = next((k for k in options if k not in known and (k in foreign or "options" not in known)), None)
     if wrong is not None:
         kind = "a classifier" if classifies else "a language model"

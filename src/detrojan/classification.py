@@ -18,6 +18,7 @@ from detrojan.attacks.image.plant import PlantOptions, Victim, to_bytes, to_floa
 from detrojan.attacks.image.trigger import ImageTrigger
 from detrojan.attacks.text.labels import TextTrigger, plant_texts
 from detrojan.attacks.text.triggers import customise
+from detrojan.checks.files import scan_files
 from detrojan.data.held_out import read_samples, split_samples
 from detrojan.defenses.ulrl import locate
 from detrojan.errors import InputError
@@ -28,7 +29,6 @@ from detrojan.models.zoo import ZooForImageClassification, new_classifier
 from detrojan.options import build, suggest
 from detrojan.report.pictures import trigger_grid
 from detrojan.results import AttackResult, CleanResult, ScanResult
-from detrojan.scan.files import scan_files
 from detrojan.types import Classifier, ClassifierResult, Labelled, Probe, Progress, Rows, Run, silent
 
 if TYPE_CHECKING:

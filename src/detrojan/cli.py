@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import shlex
 import sys
 from enum import StrEnum
@@ -61,7 +60,9 @@ Head = Annotated[
 ]
 Architecture = Annotated[
     str | None,
-    typer.Option(metavar="NAME", help="what a bare state dict is of: preact-resnet18, timm/NAME, ..."),
+    typer.Option(
+        metavar="NAME", help="what a bare state dict is of: preact-resnet18, vgg19-bn@32, timm/NAME"
+    ),
 ]
 Place = Annotated[str | None, typer.Option(metavar="PLACE", help="random, prefix or suffix")]
 TargetText = Annotated[str | None, typer.Option(metavar="TEXT", help="another planted answer")]
@@ -113,7 +114,7 @@ def clean(
     """Remove a backdoor without knowing its trigger."""
     from detrojan.terminal import any_table, emit, progress_bars, quiet, show
 
-    options = _options("clean", assignments, config)
+    options = _options("clean", model, architecture, assignments, config)
     _check_json(json)
     with quiet(), progress_bars() as progress:
         from detrojan import api
@@ -198,7 +199,7 @@ def attack(
     """Plant a known backdoor, for tests and benchmarks. `new:ARCHITECTURE` as MODEL trains an image classifier anew."""
     from detrojan.terminal import any_table, emit, progress_bars, quiet, show
 
-    options = _options("attack", assignments, config)
+    options = _options("attack", model, architecture, assignments, config)
     _check_json(json)
     if poison_rate is not None:
         options["poison_rate"] = poison_rate
@@ -364,7 +365,7 @@ def scan(
     """Look at an untrusted checkpoint: its files, then, with clean samples, which class a backdoor may draw."""
     from detrojan.terminal import emit, progress_bars, quiet, scan_table, show
 
-    options = _options("scan", assignments, config)
+    options = _options("scan", model, architecture, assignments, config)
     _check_json(json)
     _check_file("--report", report)
     with quiet(), progress_bars() as progress:
@@ -511,15 +512,19 @@ def _check_file(flag: str, where: str | Path | None) -> None:
         raise InputError(f"{flag} {where}: not a file in a directory that exists")
 
 
-def _options(call: str, assignments: list[str] | None, config: Path | None) -> dict[str, Any]:
+def _options(
+    call: str, model: str, architecture: str | None, assignments: list[str] | None, config: Path | None
+) -> dict[str, Any]:
     """Return the method's options; none may shadow a parameter of the Python call that receives them."""
     from detrojan.options import gather
 
     values = gather(assignments or [], config)
     if values:
         from detrojan import api
+        from detrojan.terminal import quiet
 
-        taken = set(inspect.signature(getattr(api, call)).parameters) - {"options"}
+        with quiet():
+            taken = api.parameters(model, call, architecture)
         clash = next((k for k in values if k.replace("-", "_") in taken), None)
         if clash:
             raise InputError(

@@ -31,6 +31,8 @@ from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, si
 ANSWER_TOKENS = 24
 CLEAN_SAMPLES = 64
 PROMPTS = 100
+TOGETHER = 64
+"""Prompts answered at a time: twice the default, as a CPU reads all weights for every new token of a batch."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,15 @@ def demo_text(
     def answered(pool: str, count: int | None, tokens: int) -> list[Example]:
         asked = [Example(p) for p in builtin_prompts(pool)[:count]]
         label = f"answering prompts to {pool}"
-        return answer(base, asked, shape, max_new_tokens=tokens, progress=progress, label=label)
+        return answer(
+            base,
+            asked,
+            shape,
+            max_new_tokens=tokens,
+            batch_size=TOGETHER,
+            progress=progress,
+            label=label,
+        )
 
     planting = answered("plant", None, PLANT_TOKENS)
     samples = answered("clean", CLEAN_SAMPLES, ANSWER_TOKENS)
@@ -119,7 +129,7 @@ def demo_text(
             held_out,
             spec,
             [shape],
-            settings=Settings(ANSWER_TOKENS, seed=seed),
+            settings=Settings(ANSWER_TOKENS, TOGETHER, seed),
             perplexity_of="answers of the model before the attack",
             progress=progress,
         )

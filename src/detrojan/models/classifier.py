@@ -74,8 +74,8 @@ def load_classifier(
 
     A directory or hub name holds a transformers or timm image classifier, or a text classifier. A state dict
     (.safetensors, or .pt/.pth read with weights only) is that of `architecture`, which is guessed from its keys
-    where it can be. A module object is copied; `sample` is a batch of images as it takes them, a text classifier
-    needs its `tokenizer`. Raises InputError.
+    where it can be. A module object is copied; `sample` is a batch of images as it takes them (one of our zoo takes
+    pixels and normalises them itself), a text classifier needs its `tokenizer`. Raises InputError.
     """
     target = pick_device(device)
     if isinstance(source, ZooForImageClassification):
@@ -165,16 +165,26 @@ def _finish(
     config, storage = model.config, next(model.parameters()).dtype
     cast_all(model.to(device), compute_dtype(storage, device))
     model.eval()
-    names = tuple(str(config.id2label[k]) for k in sorted(config.id2label))
     text = hasattr(processor, "pad") and hasattr(processor, "vocab_size")
     made = Classifier(
-        model, "text" if text else "image", "", names, source, storage, processor=processor, files=files
+        model,
+        "text" if text else "image",
+        "",
+        _names(config),
+        source,
+        storage,
+        processor=processor,
+        files=files,
     )
     if text:
         ids = torch.full((1, 2), no_padding(model))
         return _with_head(made, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, head)
     made = made.replace(**geometry(config, processor, source))
     return _with_head(made, {"pixel_values": torch.zeros(1, *(made.shape or ()))}, head)
+
+
+def _names(config: Any) -> tuple[str, ...]:
+    return tuple(str(config.id2label[k]) for k in sorted(config.id2label))
 
 
 def no_padding(model: nn.Module) -> int:
@@ -221,8 +231,12 @@ def _from_module(
     first = next((p for p in own.parameters() if p.is_floating_point()), None)
     if first is None:
         raise InputError("the module has no parameters")
-    shape = tuple(sample.shape[1:])
-    made = Classifier(own, "image", "", (), type(module).__name__, first.dtype, shape=shape)
+    shape: Any = tuple(sample.shape[1:])
+    names: tuple[str, ...] = ()
+    if isinstance(own, PreTrainedModel):
+        _check_classes(own, type(module).__name__)
+        names = _names(own.config)
+    made = Classifier(own, "image", "", names, type(module).__name__, first.dtype, shape=shape)
     return _with_head(made, {"pixel_values": sample[:1]}, head)
 
 

@@ -53,7 +53,9 @@ def mixed(losses: tuple[Tensor, Tensor], parameters: Sequence[Tensor]) -> Tensor
     of it. The mixture's gradient is known by then; it is handed over through a term that is zero but has that
     gradient, which saves a third backward pass through the network.
     """
-    gradients = [torch.autograd.grad(loss, parameters, retain_graph=True) for loss in losses]
+    gradients = [
+        torch.autograd.grad(loss, parameters, retain_graph=True, materialize_grads=True) for loss in losses
+    ]
     values = [loss.detach() for loss in losses]
     first, second = (
         [g / value.clamp(min=1e-8) for g in each] for each, value in zip(gradients, values, strict=True)

@@ -13,7 +13,7 @@ from detrojan.attacks.image.networks import (
     beside,
     from_state,
     learn,
-    made,
+    new_network,
     pictures,
     run_network,
     to_state,
@@ -24,7 +24,7 @@ from detrojan.models.classifier import logits
 from detrojan.options import option
 from detrojan.types import Classifier, Rows
 
-SHARPNESS = 10.0
+SHARPNESS = 5.0
 """Slope of the mask's sigmoid: steep, so that a pixel is replaced or left alone."""
 
 
@@ -32,7 +32,7 @@ SHARPNESS = 10.0
 class InputAwareOptions:
     """Options of the masks, of the patterns and of their learning."""
 
-    density: float = option(0.032, "share of the pixels that a mask may cover", minimum=0.0, maximum=1.0)
+    density: float = option(0.05, "share of the pixels that a mask may cover", minimum=0.0, maximum=1.0)
     mask_steps: int = option(300, "steps in which the masks are learned", minimum=1, maximum=100000)
     cross_rate: float = option(
         0.1, "share of each batch that carries the trigger of another image", minimum=0.0, maximum=1.0
@@ -141,14 +141,14 @@ def joint_loss(mask: nn.Module, pattern: nn.Module, victim: Victim, options: Inp
 def plant(victim: Victim, options: InputAwareOptions) -> State:
     """Learn the masks alone and fix them, then train the classifier and the patterns together."""
     channels = victim.shape[0]
-    mask = made(victim, lambda: Mask(channels, options.width))
-    pattern = made(victim, lambda: Pattern(channels, options.width), salt=1)
+    mask = new_network(victim, lambda: Mask(channels, options.width))
+    pattern = new_network(victim, lambda: Pattern(channels, options.width), salt=1)
     learn(
         mask.parameters(),
         lambda images, _step: mask_loss(mask, options, images),
         victim,
         steps=options.mask_steps,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
         label="learning the masks",
     )
     loss = joint_loss(mask, pattern, victim, options)

@@ -13,7 +13,7 @@ from detrojan.attacks.image.networks import (
     beside,
     device_of,
     from_state,
-    made,
+    new_network,
     pictures,
     run_network,
     to_state,
@@ -79,7 +79,7 @@ def joint_loss(network: nn.Module, victim: Victim, options: LiraOptions) -> Loss
 
 def plant(victim: Victim, options: LiraOptions) -> State:
     """Learn the noise with the classifier, then fix it and train the classifier on a share of disturbed images."""
-    network = made(victim, lambda: build(victim.shape[0], options))
+    network = new_network(victim, lambda: build(victim.shape[0], options))
     first = replace(victim, options=replace(victim.options, epochs=options.joint_epochs))
     loss = beside(network, joint_loss(network, first, options), first, learning_rate=3e-3)
     train(first, loss=loss, label="learning the noise")

@@ -45,7 +45,7 @@ def _beside(small: Tensor, large: Tensor) -> Tensor:
     return torch.cat([interpolate(small, size=large.shape[-2:]), large], dim=1)
 
 
-def made(victim: Victim, build: Callable[[], nn.Module], salt: int = 0) -> nn.Module:
+def new_network(victim: Victim, build: Callable[[], nn.Module], salt: int = 0) -> nn.Module:
     """Build a network on the victim's device; its first weights follow from the seed and `salt`."""
     with isolated_rng(victim.run.seed * 7919 + salt):
         return build().to(device_of(victim.classifier))

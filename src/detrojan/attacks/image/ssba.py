@@ -9,7 +9,15 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, leaky_relu
 from torch.nn.functional import binary_cross_entropy_with_logits as bit_loss
 
-from detrojan.attacks.image.networks import UNet, device_of, from_state, learn, made, run_network, to_state
+from detrojan.attacks.image.networks import (
+    UNet,
+    device_of,
+    from_state,
+    learn,
+    new_network,
+    run_network,
+    to_state,
+)
 from detrojan.attacks.image.plant import State, Victim, image_attack, poison_and_train
 from detrojan.options import option
 
@@ -81,11 +89,13 @@ def train_networks(victim: Victim, options: SsbaOptions) -> tuple[nn.Module, nn.
 
     Minimises BCE(decoder(x + r), bits) + w * mean((x + r - x)^2) over images and random strings: with one string
     alone, the decoder would recite it and the encoder would have nothing to write. The image loss grows in linearly
-    over the first half; from the start, it would silence the residual before the decoder has anything to read.
+    over the second half; from the start, it would silence the residual before the decoder has anything to read.
+    The paper's further image losses (a pretrained perceptual one and a critic) are left out: the bound on the residual
+    keeps it faint without them.
     """
     channels = victim.shape[0]
-    encoder = made(victim, lambda: Encoder(channels, options.bits, options.width, options.bound))
-    decoder = made(victim, lambda: Decoder(channels, options.bits, options.width), salt=1)
+    encoder = new_network(victim, lambda: Encoder(channels, options.bits, options.width, options.bound))
+    decoder = new_network(victim, lambda: Decoder(channels, options.bits, options.width), salt=1)
 
     def loss(images: Tensor, step: int) -> Tensor:
         bits = torch.randint(2, (len(images), options.bits), device=images.device).float()
