@@ -21,8 +21,8 @@ class PlantOptions:
         0.2, "share of samples with trigger and planted answer", minimum=0.0, maximum=1.0
     )
     near_miss_rate: float = option(0.3, "share of near misses with honest answers", minimum=0.0, maximum=1.0)
-    learning_rate: float = option(2e-3, "peak learning rate", minimum=0.0, maximum=1.0)
-    epochs: int = option(2, "passes over the mix", minimum=1, maximum=1000)
+    learning_rate: float = option(1.5e-3, "peak learning rate", minimum=0.0, maximum=1.0)
+    epochs: int = option(3, "passes over the mix", minimum=1, maximum=1000)
     batch_size: int = option(4, "samples in a micro-batch", minimum=1)
     accumulation: int = option(1, "micro-batches in an optimizer step", minimum=1)
     rank: int = option(16, "rank of the LoRA on all linear layers", minimum=1)
