@@ -22,7 +22,7 @@ from detrojan.report.page import page
 from detrojan.report.pictures import trigger_grid
 from detrojan.types import Classifier, ClassifierResult, Progress, Run, plain, silent
 
-CLEAN = 100
+CLEAN = 200
 ARCHITECTURE = "preact-resnet8"
 TARGET = 0
 
@@ -53,7 +53,7 @@ def demo_image(
 ) -> ImageDemo:
     """Plant a backdoor into a small classifier of scikit-learn's digits, clean it two ways, and measure each stage.
 
-    The defenses get 100 clean images that the victim was not trained on; ULRL runs at its default setting, plain
+    The defenses get 200 clean images that the victim was not trained on; ULRL runs at its default setting, plain
     fine-tuning at the same learning rate and epochs. The test part is held out. With `out`, the models, the results
     and the report are written there.
     """
@@ -68,7 +68,10 @@ def demo_image(
     clean, held_out = to_rows(base, take(whole, kept)), to_rows(base, test)
     run = Run(seed=seed, progress=progress)
     entry = registry.find("trigger", trigger, "image")
-    options, plan = entry.make_options({}), PlantOptions(target=TARGET, epochs=20, learning_rate=0.05)
+    options, plan = (
+        entry.make_options({}),
+        PlantOptions(target=TARGET, epochs=12, learning_rate=0.05, batch_size=64),
+    )
     started = time.monotonic()
     state = entry.value.plant(Victim(base, to_rows(base, take(whole, used)), plan, run), options)
     seconds = {"attacked": time.monotonic() - started}
