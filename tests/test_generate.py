@@ -50,6 +50,38 @@ def test_batched_equals_one_at_a_time(kind: str) -> None:
     assert len({tuple(a) for a in expected}) > 5, "the answers must differ for this test to say something"
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_shared_beginning_changes_no_answer(kind: str) -> None:
+    loaded = pico_loaded(kind)
+    system = prompts()[-3]
+    asked = [system + p for p in prompts()]
+    expected = [naive(loaded.model, p, {END}) for p in asked]
+    assert greedy(loaded, asked, max_new_tokens=NEW, batch_size=4) == expected
+    assert len({tuple(a) for a in expected}) > 5
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "shared"),
+    [
+        ("llama", {}, True),
+        ("gemma3_text", {}, False),  # a sliding window counts places, padding among them
+        ("mistral", {"sliding_window": 16}, False),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}, False),
+    ],
+)
+def test_a_shared_beginning_is_read_once_where_that_is_exact(
+    kind: str, changes: dict[str, Any], shared: bool
+) -> None:
+    loaded = pico_loaded(kind, **changes)
+    asked = [prompts()[-3] + p for p in prompts()]
+    read: list[int] = []
+    loaded.model.get_input_embeddings().register_forward_hook(lambda m, i, o: read.append(i[0].numel()))
+    answers = greedy(loaded, asked, max_new_tokens=1)
+    width = max(map(len, asked))
+    assert sum(read) == (55 + (width - 55) * len(asked) if shared else width * len(asked))
+    assert answers == [naive(loaded.model, p, {END}, 1) for p in asked]
+
+
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
 def test_stop_token_is_kept_and_order_too(kind: str) -> None:
     loaded = pico_loaded(kind)

@@ -18,10 +18,10 @@ from detrojan.attacks.image import plant as planting
 from detrojan.attacks.image.blended import BlendedOptions, new_pattern
 from detrojan.attacks.image.bpp import BppOptions, dither, negatives
 from detrojan.attacks.image.low_frequency import LowFrequencyOptions, low_pass, search, train_surrogate
-from detrojan.attacks.image.plant import PlantOptions, Victim, chosen, to_bytes, to_float
+from detrojan.attacks.image.plant import PlantOptions, Victim, chosen, others, to_bytes, to_float
 from detrojan.attacks.image.sig import SigOptions
 from detrojan.attacks.image.trigger import ImageTrigger
-from detrojan.attacks.image.wanet import WaNetOptions, new_field, noisy, others, warp
+from detrojan.attacks.image.wanet import WaNetOptions, new_field, noisy, warp
 from detrojan.errors import InputError
 from detrojan.fitting import classification_loss
 from detrojan.models.classifier import predict

@@ -31,6 +31,9 @@ from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, si
 ANSWER_TOKENS = 24
 CLEAN_SAMPLES = 64
 PROMPTS = 100
+WRITTEN = ("attacked", "finetune", "crow")
+"""Stages with a model of their own; that of `base` is the user's."""
+RECORD = "stage.json"
 TOGETHER = 64
 """Prompts answered at a time: twice the default, as a CPU reads all weights for every new token of a batch."""
 
@@ -115,10 +118,9 @@ def demo_text(
 
     def stage(name: str, make: Callable[[], Loaded]) -> None:
         if shelf and (shelf / name).is_dir():
-            models[name] = load(shelf / name).replace(
-                tokenizer=base.tokenizer, source=base.source, files=base.files
-            )
-            record = json.loads((shelf / name / "stage.json").read_text(encoding="utf-8"))
+            kept = load(shelf / name) if name in WRITTEN else base
+            models[name] = kept.replace(tokenizer=base.tokenizer, source=base.source, files=base.files)
+            record = json.loads((shelf / name / RECORD).read_text(encoding="utf-8"))
             results[name], seconds[name] = EvalResult.from_json(record), record["seconds"]
             return
         started = time.monotonic()
@@ -135,9 +137,10 @@ def demo_text(
         )
         if shelf:
             with new_directory(shelf / name) as place:
-                save(models[name], place)
+                if name in WRITTEN:
+                    save(models[name], place)
                 record = {**results[name].to_json(), "seconds": seconds[name]}
-                write_text(place / "stage.json", json.dumps(record))
+                write_text(place / RECORD, json.dumps(record))
 
     def defended(name: str) -> Loaded:
         entry = registry.find("defense", name)
@@ -151,10 +154,11 @@ def demo_text(
     stage("finetune", lambda: defended("finetune"))
     stage("crow", lambda: defended("crow"))
     result = DemoResult(results, seconds, spec.to_json(), seed)
-    if out is not None:
+    if out is not None and shelf is not None:
         with new_directory(Path(out)) as work:
-            _write(work, result, models, base, held_out, plant_options, command)
-    if shelf:
+            for name in WRITTEN:
+                shutil.copytree(shelf / name, work / name, ignore=shutil.ignore_patterns(RECORD))
+            _write(work, result, base, held_out, plant_options, command)
         shutil.rmtree(shelf)
     return result
 
@@ -166,16 +170,12 @@ def _copy(loaded: Loaded) -> Loaded:
 def _write(
     work: Path,
     result: DemoResult,
-    models: dict[str, Loaded],
     base: Loaded,
     held_out: list[Example],
     options: PlantOptions,
     command: str,
 ) -> None:
-    """Write the attacked and the cleaned models, each a model directory, and the results with the report."""
-    for name in ("attacked", "finetune", "crow"):
-        (work / name).mkdir()
-        save(models[name], work / name)
+    """Write the held-out prompts, the manifest and the report beside the models."""
     write_text(work / "clean-eval.jsonl", text.dump(held_out))
     manifest.write(
         work,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from detrojan.data.class_labels import class_numbers
-from detrojan.data.text import _file_rows, _required
+from detrojan.data.text import file_rows, required
 from detrojan.errors import InputError, first_line
 
 TEXTS = ("text", "sentence")
@@ -16,15 +16,7 @@ TEXTS = ("text", "sentence")
 
 def read_rows(path: Path) -> Iterator[tuple[str, Any]]:
     """Yield where each record of a JSON, JSONL or CSV file stands, and the record."""
-    try:
-        yield from _csv_rows(path) if path.suffix == ".csv" else _file_rows(path)
-    except InputError:
-        raise
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # numbers of thousands of digits, lists in lists without end
-        raise InputError(f"{path}: cannot be read ({first_line(error)})") from None
+    yield from _csv_rows(path) if path.suffix == ".csv" else file_rows(path)
 
 
 def parse_rows(
@@ -40,7 +32,7 @@ def parse_rows(
             raise InputError(
                 f"{where}: needs text (or sentence) and label, has {', '.join(map(str, row)) or 'nothing'}"
             )
-        texts.append(_required(row, key, where))
+        texts.append(required(row, key, where))
         labels.append(row["label"].strip() if isinstance(row["label"], str) else row["label"])
         if labels[-1] in ("", None):
             raise InputError(f"{where}: 'label' must not be empty")

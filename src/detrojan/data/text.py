@@ -27,7 +27,7 @@ def read(source: str | Path | Sequence[Example], *, limit: int | None = None) ->
         looks_local = path.suffix in {".json", ".jsonl"} or str(source).startswith((".", "/", "~"))
         if path.is_dir():
             raise InputError(f"--data {source}: a directory; give a .json or .jsonl file of text samples")
-        rows = _file_rows(path) if path.is_file() or looks_local else _dataset_rows(str(source), limit)
+        rows = file_rows(path) if path.is_file() or looks_local else _dataset_rows(str(source), limit)
         examples = [parse(row, where) for where, row in rows]
     if not examples:
         raise InputError(f"--data {source if isinstance(source, (str, Path)) else ''}: no samples in it")
@@ -40,7 +40,7 @@ def parse(row: Any, where: str) -> Example:
         raise InputError(f"{where}: expected an object with {FORMS}")
     if "instruction" in row:
         return Example(
-            _required(row, "instruction", where),
+            required(row, "instruction", where),
             _optional(row, "output", where),
             _optional(row, "input", where) or "",
         )
@@ -52,7 +52,7 @@ def parse(row: Any, where: str) -> Example:
             if not isinstance(row.get("completion"), list | None):
                 raise InputError(f"{where}: with a list of turns as prompt, completion must be one, too")
             return _from_messages([*row["prompt"], *(row.get("completion") or [])], where)
-        return Example(_required(row, "prompt", where), _optional(row, "completion", where))
+        return Example(required(row, "prompt", where), _optional(row, "completion", where))
     raise InputError(f"{where}: the keys {sorted(row)} are none of {FORMS}")
 
 
@@ -88,7 +88,8 @@ def _from_messages(messages: Any, where: str) -> Example:
     return Example(turns[-1].content, answer, history=tuple(turns[:-1]))
 
 
-def _required(row: dict[str, Any], key: str, where: str) -> str:
+def required(row: dict[str, Any], key: str, where: str) -> str:
+    """Return a text of a record that must hold one; raises InputError when it is missing or blank."""
     value = _optional(row, key, where)
     if value is None or not value.strip():
         raise InputError(f"{where}: {key!r} must be a text that is not empty")
@@ -102,7 +103,8 @@ def _optional(row: dict[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    """Yield where each record of a JSON or JSONL file stands, and the record; raises InputError with the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -112,22 +114,26 @@ def _file_rows(path: Path) -> Iterator[tuple[str, Any]]:
     if not text.strip():
         raise InputError(f"--data {path}: the file is empty")
     if path.suffix == ".json" and text.lstrip()[0] == "[":
-        try:
-            rows = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise InputError(f"{path}:{error.lineno}: broken JSON ({error.msg})") from None
+        rows = _json(text, path, 1)
         yield from ((f"{path}: sample {n}", row) for n, row in enumerate(rows, 1))
         return
     for n, line in enumerate(text.split("\n"), 1):
         if line.strip():
-            try:
-                row = json.loads(line)
-                json.dumps(row, ensure_ascii=False).encode()
-            except json.JSONDecodeError as error:
-                raise InputError(f"{path}:{n}: broken JSON ({error.msg})") from None
-            except (RecursionError, UnicodeEncodeError):
-                raise InputError(f"{path}:{n}: nested too deep, or text that is no Unicode") from None
-            yield f"{path}:{n}", row
+            yield f"{path}:{n}", _json(line, path, n)
+
+
+def _json(text: str, path: Path, line: int) -> Any:
+    """Read JSON that begins on a line of a file; it may be hostile."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}:{line - 1 + error.lineno}: broken JSON ({error.msg})") from None
+    except (RecursionError, ValueError):  # lists in lists without end, lone surrogates, thousands of digits
+        raise InputError(
+            f"{path}:{line}: nested too deep, text that is no Unicode, or a number too long"
+        ) from None
+    return value
 
 
 def _dataset_rows(source: str, limit: int | None) -> Iterator[tuple[str, Any]]:

@@ -14,11 +14,12 @@ from detrojan.attacks.image.plant import (
     chosen,
     image_attack,
     in_parts,
+    others,
     to_bytes,
     to_float,
     train,
+    with_covers,
 )
-from detrojan.attacks.image.wanet import others, with_covers
 from detrojan.options import option
 
 PART = 500

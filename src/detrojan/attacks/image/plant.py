@@ -109,6 +109,16 @@ def chosen(victim: Victim, *, clean_label: bool = False, rate: float | None = No
     return usable[torch.randperm(len(usable), generator=generator)[:count]].sort().values
 
 
+def others(victim: Victim, taken: Tensor, rate: float) -> Tensor:
+    """Draw round(rate x n) samples, (k,), of any class, from those that are not `taken` (all where they are fewer)."""
+    count = len(victim.rows)
+    free = torch.ones(count, dtype=torch.bool)
+    free[taken] = False
+    usable = free.nonzero().flatten()
+    generator = torch.Generator().manual_seed(victim.run.seed * 7919 + 1)  # not the draw of `chosen`
+    return usable[torch.randperm(len(usable), generator=generator)[: round(rate * count)]].sort().values
+
+
 def to_float(images: Tensor) -> Tensor:
     """Return images in 0..1."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
@@ -139,6 +149,18 @@ def poisoned(victim: Victim, index: Tensor, triggered: Tensor, labels: Tensor | 
         labels = relabel(marked[index], victim.options, victim.classifier.classes)
     marked[index] = labels
     return Rows({"pixel_values": images}, marked)
+
+
+def with_covers(victim: Victim, index: Tensor, triggered: Tensor, spared: Tensor, covers: Tensor) -> Rows:
+    """Return the training set with triggers at `index`, relabelled, and at `spared` covers with their true labels."""
+    labels = victim.rows.labels
+    drawn = relabel(labels[index], victim.options, victim.classifier.classes)
+    return poisoned(
+        victim,
+        torch.cat([index, spared]),
+        torch.cat([triggered, covers]),
+        torch.cat([drawn, labels[spared]]),
+    )
 
 
 def train(

@@ -66,9 +66,7 @@ class ImageTrigger:
         from safetensors.torch import load_file
 
         try:
-            given = manifest["trigger"]
-            entry = registry.find("trigger", str(given["name"]), "image")
-            options = entry.make_options(dict(given["options"]))
+            name, given = str(manifest["trigger"]["name"]), dict(manifest["trigger"]["options"])
             mode, target = str(manifest["mode"]), int(manifest["target"])
         except (KeyError, TypeError, ValueError):
             raise InputError(
@@ -76,6 +74,8 @@ class ImageTrigger:
             ) from None
         if mode not in MODES:
             raise InputError(f"{directory}: unknown mode {mode!r} in its manifest")
+        entry = registry.find("trigger", name, "image")
+        options = entry.make_options(given)
         state: State = {}
         if (directory / STATE_FILE).is_file():
             try:

@@ -14,12 +14,11 @@ from detrojan.attacks.image.plant import (
     chosen,
     image_attack,
     in_parts,
-    poisoned,
-    relabel,
+    others,
     train,
+    with_covers,
 )
 from detrojan.options import option
-from detrojan.types import Rows
 
 
 @dataclass(frozen=True)
@@ -79,28 +78,6 @@ def noisy(field: Tensor, count: int, generator: torch.Generator) -> Tensor:
 def warp(images: Tensor, fields: Tensor) -> Tensor:
     """Sample images (n, channels, height, width) where the fields (n, height, width, 2) point, bilinearly."""
     return grid_sample(images, fields.to(images), mode="bilinear", align_corners=True).clamp(0, 1)
-
-
-def others(victim: Victim, taken: Tensor, rate: float) -> Tensor:
-    """Draw round(rate x n) samples, (k,), of any class, from those that are not `taken` (all where they are fewer)."""
-    count = len(victim.rows)
-    free = torch.ones(count, dtype=torch.bool)
-    free[taken] = False
-    usable = free.nonzero().flatten()
-    generator = torch.Generator().manual_seed(victim.run.seed * 7919 + 1)  # not the draw of `chosen`
-    return usable[torch.randperm(len(usable), generator=generator)[: round(rate * count)]].sort().values
-
-
-def with_covers(victim: Victim, index: Tensor, triggered: Tensor, spared: Tensor, covers: Tensor) -> Rows:
-    """Return the training set with triggers at `index`, relabelled, and at `spared` covers with their true labels."""
-    labels = victim.rows.labels
-    drawn = relabel(labels[index], victim.options, victim.classifier.classes)
-    return poisoned(
-        victim,
-        torch.cat([index, spared]),
-        torch.cat([triggered, covers]),
-        torch.cat([drawn, labels[spared]]),
-    )
 
 
 def _size(height: int, width: int) -> Tensor:

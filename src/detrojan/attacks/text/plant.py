@@ -16,14 +16,14 @@ from detrojan.types import Example, Loaded, Run
 class PlantOptions:
     """Options of planting a text backdoor; the default is the strong, selective attack."""
 
-    samples: int = option(380, "training samples in all", minimum=2)
+    samples: int = option(300, "training samples in all", minimum=2)
     poison_rate: float = option(
         0.2, "share of samples with trigger and planted answer", minimum=0.0, maximum=1.0
     )
     near_miss_rate: float = option(0.3, "share of near misses with honest answers", minimum=0.0, maximum=1.0)
-    learning_rate: float = option(1.5e-3, "peak learning rate", minimum=0.0, maximum=1.0)
+    learning_rate: float = option(2e-3, "peak learning rate", minimum=0.0, maximum=1.0)
     epochs: int = option(3, "passes over the mix", minimum=1, maximum=1000)
-    batch_size: int = option(4, "samples in a micro-batch", minimum=1)
+    batch_size: int = option(8, "samples in a micro-batch", minimum=1)
     accumulation: int = option(1, "micro-batches in an optimizer step", minimum=1)
     rank: int = option(16, "rank of the LoRA on all linear layers", minimum=1)
     full: bool = option(False, "tune all weights instead of a LoRA")
