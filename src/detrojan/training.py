@@ -34,6 +34,7 @@ from transformers import (
 from detrojan.data.template import encode_all
 from detrojan.errors import InputError, NonFiniteLossError
 from detrojan.models.load import cast, compute_dtype, settle
+from detrojan.models.prefix import logits_at
 from detrojan.types import Example, Loaded, Progress, Run
 
 Batch = dict[str, Tensor]
@@ -66,7 +67,7 @@ def lm_loss(model: torch.nn.Module, batch: Batch, counts: Tensor) -> Tensor:
     """Plain supervised fine-tuning: the language-modelling loss of the answers; logits only where labels are."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     kept = label_positions(batch["labels"])
-    logits = model(**inputs, logits_to_keep=kept).logits
+    logits = logits_at(model, inputs, kept)
     return language_loss(logits, batch["labels"][:, kept + 1], counts[0])
 
 

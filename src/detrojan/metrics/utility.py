@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from detrojan.data.template import encode_all
+from detrojan.models.prefix import logits_at
 from detrojan.training import collator, label_positions
 from detrojan.types import Example, Loaded, Progress, Template, silent
 
@@ -79,7 +80,7 @@ def _answer_logits(loaded: Loaded, batch: dict[str, Any]) -> tuple[Tensor, Tenso
     kept = label_positions(labels)
     inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
     with torch.inference_mode():
-        logits = model(**inputs, logits_to_keep=kept.to(model.device)).logits.float()
+        logits = logits_at(model, inputs, kept.to(model.device)).float()
     targets = labels[:, kept + 1].to(logits.device)
     real = targets != -100
     return logits[real], targets[real]

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from detrojan.errors import InputError
 from detrojan.types import Loaded, Progress, silent
 
 if TYPE_CHECKING:
-    from transformers import DynamicCache, GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig, PreTrainedModel
 
-MIN_SHARED = 8
-"""Tokens that all prompts must begin with before reading them only once pays."""
-CHANGING_ROPE = {"dynamic", "longrope"}
-"""Rotary embeddings that turn the first tokens otherwise in a long text than in a short one."""
-
-
-@dataclass(frozen=True)
-class Prefix:
-    """What all prompts begin with, and the model's state after having read it; no cache when nothing is shared."""
-
-    length: int = 0
-    cache: DynamicCache | None = None
+    from detrojan.models.prefix import Prefix
 
 
 def stop_tokens(loaded: Loaded) -> list[int]:
@@ -55,6 +41,8 @@ def greedy(
     would have said alone. What all prompts begin with, the system message of a chat template for instance, is
     read once for all of them. The checkpoint's own sampling settings are ignored.
     """
+    from detrojan.models.prefix import read_prefix
+
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     model, config, stops = loaded.model, _config(loaded, max_new_tokens), set(stop_tokens(loaded))
@@ -62,7 +50,7 @@ def greedy(
     was_training = model.training
     model.eval()
     with own_generation_config(model, config):
-        prefix = _read_prefix(model, prompts)
+        prefix = read_prefix(model, prompts)
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
             for i, new in zip(rows, _batch(model, [prompts[i] for i in rows], config, prefix), strict=True):
@@ -83,36 +71,6 @@ def own_generation_config(model: PreTrainedModel, config: GenerationConfig) -> I
         model.generation_config = theirs
 
 
-def _read_prefix(model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> Prefix:
-    """Read the tokens that all prompts begin with; each prompt keeps at least one token of its own."""
-    import torch
-    from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
-
-    columns = zip(*(p[:-1] for p in prompts), strict=False)
-    length = sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-    if length < MIN_SHARED or len(prompts) < 2 or not _plain_attention(model):
-        return Prefix()
-    cache = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return Prefix()  # a sliding window would count the padding that follows the prefix
-    ids = torch.tensor([list(prompts[0][:length])], device=model.device)
-    with torch.inference_mode():
-        model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    return Prefix(length, cache)
-
-
-def _plain_attention(model: PreTrainedModel) -> bool:
-    """Whether the state after a token depends on the tokens before it alone, and is held in a standard cache."""
-    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
-    settings = [
-        rope,
-        *(v for v in rope.values() if isinstance(v, dict)),
-    ]  # some have one for each kind of layer
-    changing = any(s.get("rope_type") in CHANGING_ROPE for s in settings)
-    return not changing and not model._is_stateful and model._supports_default_dynamic_cache()
-
-
 def _batch(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], config: GenerationConfig, prefix: Prefix
 ) -> list[list[int]]:
@@ -123,15 +81,12 @@ def _batch(
     gaps = [width - len(p) for p in prompts]
     ids = [[*p[:k], *[0] * g, *p[k:]] for p, g in zip(prompts, gaps, strict=True)]
     mask = [[*[1] * k, *[0] * g, *[1] * (len(p) - k)] for p, g in zip(prompts, gaps, strict=True)]
-    cache = copy.deepcopy(prefix.cache)
     with torch.inference_mode():
-        if cache is not None:
-            cache.batch_repeat_interleave(len(prompts))
         out = model.generate(
             input_ids=torch.tensor(ids, device=model.device),
             attention_mask=torch.tensor(mask, device=model.device),
             generation_config=config,
-            past_key_values=cache,
+            past_key_values=prefix.repeated(len(prompts)),
         )
     new: list[list[int]] = out[:, width:].tolist()
     return new
