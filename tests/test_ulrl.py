@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detrojan.defenses.push import push_towards
 from detrojan.defenses.ulrl import (
     UlrlOptions,
+    distance,
     geometric_mean,
     likeness,
     locate,
-    push_towards,
     reinitialise,
     relearning_loss,
     suspicious,
@@ -116,7 +118,7 @@ def test_likeness_by_hand() -> None:
 def test_relearning_loss_is_cross_entropy_plus_alpha_likeness(rows: Rows) -> None:
     classifier = tiny()
     original = head_of(classifier).weight.detach().clone()
-    loss = relearning_loss(original, [2], 0.7)(classifier, rows)
+    loss = relearning_loss(original, [2], UlrlOptions(push=0, shift=0))(classifier, rows)
     assert loss.item() == pytest.approx(classification_loss(classifier, rows).item() + 0.7, abs=1e-6)
 
 
@@ -176,26 +178,79 @@ def test_frozen_gives_everything_back() -> None:
     assert [p.requires_grad for p in classifier.model.parameters()] == [True, False, True, True]
 
 
-def test_push_moves_a_share_towards_the_class_and_keeps_labels(rows: Rows) -> None:
+def test_distance_by_hand() -> None:
+    # Softened by T = 2: p = (2/3, 1/3) and q = (1/2, 1/2), so KL(q || p) = log(3/4) / 2 + log(3/2) / 2 = log(9/8) / 2.
+    ours, theirs = torch.tensor([[2 * math.log(2), 0.0]] * 3), torch.zeros(3, 2)
+    assert distance(ours, theirs).item() == pytest.approx(4 * math.log(9 / 8) / 2, abs=1e-6)
+    assert distance(theirs + 7, theirs).item() == pytest.approx(0.0, abs=1e-6)
+
+
+def test_relearning_stays_near_the_targets_of_what_is_not_pushed(rows: Rows) -> None:
+    classifier = tiny()
+    original = head_of(classifier).weight.detach().clone()
+    targets = torch.randn(len(rows), CLASSES, generator=torch.Generator().manual_seed(1))
+    batch = dataclasses.replace(rows, targets=targets)
+    options = UlrlOptions(alpha=0.0, distil=3.0, pushed=0.5, shift=0.0, push=1e-6)  # as good as no push
+    out = classifier.model(torch.cat([rows.inputs["pixel_values"]]))
+    order = push_towards(classifier, batch, [4], size=1e-6, shift=0.0, share=0.5)[0].targets
+    kept = [next(i for i in range(len(rows)) if torch.equal(targets[i], t)) for t in order[24:]]
+    expected = classification_loss(classifier, rows) + 3 * distance(out[kept], targets[kept])
+    loss = relearning_loss(original, [4], options)(classifier, batch)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
+
+
+@pytest.mark.parametrize(("size", "shift"), [(0.1, 0.0), (0.0, 0.2), (0.1, 0.2)])
+def test_push_changes_a_share_towards_the_class_and_keeps_labels(
+    rows: Rows, size: float, shift: float
+) -> None:
     classifier = tiny()
     torch.manual_seed(0)
-    pushed = push_towards(classifier, [4], 0.1, 0.25)(rows)
-    old, new = rows.inputs["pixel_values"], pushed.inputs["pixel_values"]
-    assert torch.equal(new[12:], old[12:]) and torch.equal(pushed.labels, rows.labels)
-    moved = (new[:12] - old[:12]).abs()
-    assert 0 < moved.max() <= 0.1 + 1e-6
+    pushed, count = push_towards(classifier, rows, [4], size=size, shift=shift, share=0.25)
+    others = rows.labels != 4
+    order = torch.cat([others.nonzero().flatten(), (~others).nonzero().flatten()])
+    old, new = rows.inputs["pixel_values"][order], pushed.inputs["pixel_values"]
+    assert count == 12 and torch.equal(pushed.labels, rows.labels[order])
+    assert torch.equal(new[count:], old[count:])
+    in_pixels = slice(0, count if shift == 0 else count // 2 if size else 0)
+    moved = (new[in_pixels] - old[in_pixels]).abs()
+    assert not moved.numel() or 0 < moved.max() <= 0.1 + 1e-6
+    assert all(not torch.equal(a, b) for a, b in zip(new[:count], old[:count], strict=True))
     with torch.no_grad():
         gain = (
-            classifier.model(new[:12]).log_softmax(1)[:, 4] - classifier.model(old[:12]).log_softmax(1)[:, 4]
+            classifier.model(new[:count]).log_softmax(1)[:, 4]
+            - classifier.model(old[:count]).log_softmax(1)[:, 4]
         )
     assert gain.mean() > 0
+
+
+def test_images_of_the_class_itself_are_not_pushed(rows: Rows) -> None:
+    pushed, count = push_towards(tiny(), rows, [1, 2], size=0.1, shift=0.1, share=1.0)
+    assert count == 32 and set(pushed.labels[:count].tolist()) == {0, 3, 4, 5}
+    alike = Rows({"pixel_values": rows.inputs["pixel_values"][:4]}, torch.ones(4).long())
+    same, none = push_towards(tiny(), alike, [1], size=0.1, shift=0.1, share=0.5)
+    assert none == 0 and torch.equal(same.inputs["pixel_values"], alike.inputs["pixel_values"])
 
 
 def test_push_keeps_images_in_range() -> None:
     classifier = tiny()
     batch = Rows({"pixel_values": torch.full((4, 1, 2, 4), 255, dtype=torch.uint8)}, torch.zeros(4).long())
-    pushed = push_towards(classifier, [1], 0.3, 1.0)(batch).inputs["pixel_values"]
-    assert pushed.min() >= 0.7 - 1e-6 and pushed.max() <= 1
+    for size, shift in ((0.3, 0.0), (0.0, 0.3)):
+        pushed, _ = push_towards(classifier, batch, [1], size=size, shift=shift, share=1.0)
+        images = pushed.inputs["pixel_values"]
+        assert images.min() >= 0.7 - 1e-6 and images.max() <= 1 + 1e-6
+
+
+def test_moving_takes_pixels_from_nearby_alone() -> None:
+    # A bright column in the middle of a dark image: after a shift of at most 5 % of 41 pixels it is still near.
+    image = torch.zeros(3, 1, 41, 41)
+    image[..., 20] = 1.0
+    model = nn.Sequential(nn.Flatten(), nn.Linear(41 * 41, 2))
+    classifier = Classifier(model, "image", "1", ("a", "b"), "linear", torch.float32, (1, 41, 41))
+    moved, count = push_towards(
+        classifier, Rows({"pixel_values": image}, torch.zeros(3).long()), [1], size=0, shift=0.05, share=1.0
+    )
+    bright = moved.inputs["pixel_values"].amax(dim=(0, 1, 2)).nonzero().flatten()
+    assert count == 3 and bright.min() >= 16 and bright.max() <= 24 and len(bright) > 1
 
 
 def test_the_paper_presets_hold_the_published_values() -> None:
@@ -205,7 +260,8 @@ def test_the_paper_presets_hold_the_published_values() -> None:
         assert (options.alpha, options.learning_rate, options.epochs) == (alpha, rate, 20)
         assert (options.unlearn_rate, options.unlearn_stop, options.unlearn_epochs) == (0.01, 0.2, 20)
         assert (options.locate, options.threshold, options.most, options.repeats) == ("unlearn", 3.5, 2, 1)
-        assert (options.push, options.batch_size, options.unlearn_batch) == (0.0, 128, 128)
+        assert (options.push, options.shift, options.distil) == (0.0, 0.0, 0.0)
+        assert (options.batch_size, options.unlearn_batch) == (128, 128)
 
 
 @pytest.mark.parametrize("how", ["both", "margin", "unlearn"])

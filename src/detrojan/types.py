@@ -120,13 +120,16 @@ class Rows:
     inputs: dict[str, Tensor]
     labels: Tensor
     """int64, (n,)"""
+    targets: Tensor | None = None
+    """Another model's logits, (n, classes), where a loss wants them."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, index: Tensor) -> Rows:
         """Return the samples at `index` (positions or a mask), in that order."""
-        return Rows({k: v[index] for k, v in self.inputs.items()}, self.labels[index])
+        targets = None if self.targets is None else self.targets[index]
+        return Rows({k: v[index] for k, v in self.inputs.items()}, self.labels[index], targets)
 
 
 @dataclass(frozen=True)

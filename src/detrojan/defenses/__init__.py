@@ -1,1 +1,1 @@
-"""Defenses, one method a file. None of them imports an attack."""
+"""Defenses, one method a file, and what they share (push). None of them imports an attack."""

@@ -10,25 +10,32 @@ its clean samples, the row of that class in the last linear layer moves more tha
 3. forget:   suspicious rows of the original are drawn anew, uniform in +-sqrt(2 / fan_in), bias 0
 4. relearn:  L = CE + alpha * sum over suspicious rows of cos(w, w_original)
 
-The default departs in two steps, each an option. Locate: unlearning is gentler and repeated, and a class must stand out
-by its largest margin too (`locate=both`). Relearn: a share of every batch is pushed towards the suspicious class by a
-small step against the input and keeps its true label (`push`), so that triggered inputs are recovered.
+The default departs in two steps, each an option. Locate: unlearning is gentler and repeated, and a class must stand
+out by its largest margin too (`locate=both`). Relearn: a share of every batch is pushed towards the suspicious class,
+in its pixels (`push`) or in place (`shift`), and keeps its true label, so that triggered inputs are recovered; on the
+rest the answers stay near those of the original (`distil`), so that accuracy does:
+
+    L += distil * T^2 KL(original / T || model / T), T = 2
+
+Clean samples do not carry the trigger, so what they distil is not the backdoor.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, autograd, nn
-from torch.nn.functional import cosine_similarity, cross_entropy
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from detrojan.fitting import Change, Loss, classification_loss, fit
-from detrojan.metrics.margin import frozen, max_margins
+from detrojan.defenses.push import push_towards
+from detrojan.fitting import Loss, fit
+from detrojan.metrics.margin import max_margins
 from detrojan.metrics.unlearning import head_of, row_changes, z_scores
-from detrojan.models.classifier import logits
+from detrojan.models.classifier import each_logits, logits
 from detrojan.options import option
 from detrojan.registry import defense
 from detrojan.types import Classifier, Rows, Run
@@ -38,6 +45,10 @@ MEASURES = {
     "margin": "largest margin",
     "unlearn": "share of the way by unlearning",
 }
+
+
+TEMPERATURE = 2.0
+"""Softens answers before they are compared, so that the less likely classes count too (T)."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +68,14 @@ class UlrlOptions:
     threshold: float = option(4.5, "score above which a row is suspicious", minimum=0.0)
     most: int = option(2, "suspicious rows at most", minimum=0)
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
-    push: float = option(0.1, "size of the push towards the suspicious class (pixels in 0..1)", minimum=0.0)
-    pushed: float = option(0.25, "share of a batch that is pushed", minimum=0.0, maximum=1.0)
+    push: float = option(
+        0.1, "how far a pixel is pushed towards the suspicious class (0..1)", minimum=0.0, maximum=1.0
+    )
+    shift: float = option(
+        0.05, "how far pixels are moved towards it (share of the edge)", minimum=0.0, maximum=1.0
+    )
+    pushed: float = option(0.5, "share of a batch that is pushed or moved", minimum=0.0, maximum=1.0)
+    distil: float = option(2.0, "weight of staying near the original's answers", minimum=0.0, maximum=1e4)
     learning_rate: float = option(0.005, "peak learning rate of relearning", minimum=0.0, maximum=10.0)
     epochs: int = option(20, "passes of relearning", minimum=1, maximum=1000)
     batch_size: int = option(32, "samples in a step", minimum=2)
@@ -71,6 +88,8 @@ PAPER: dict[str, Any] = {
     "repeats": 1,
     "threshold": 3.5,
     "push": 0.0,
+    "shift": 0.0,
+    "distil": 0.0,
     "batch_size": 128,
 }
 SLOW = {"alpha": 0.001, "learning_rate": 0.001}
@@ -97,9 +116,11 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
         ("classes", list(classifier.names)),
     ):
         run.note(what, data)
-    original = head_of(classifier).weight.detach().clone()
+    if options.distil:
+        known = torch.cat(list(each_logits(classifier, clean.inputs))).cpu()
+        clean = dataclasses.replace(clean, targets=known)
+    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options)
     reinitialise(head_of(classifier), rows, run.seed)
-    pushes = rows and options.push > 0 and classifier.task == "image"
     return fit(
         classifier,
         clean,
@@ -107,8 +128,7 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
         learning_rate=options.learning_rate,
         epochs=options.epochs,
         batch_size=options.batch_size,
-        loss=relearning_loss(original, rows, options.alpha),
-        change=push_towards(classifier, rows, options.push, options.pushed) if pushes else None,
+        loss=loss,
         label="relearning",
     )
 
@@ -187,35 +207,30 @@ def likeness(head: nn.Linear, original: Tensor, rows: list[int]) -> Tensor:
     return cosine_similarity(head.weight[rows], original[rows], dim=1).sum()
 
 
-def relearning_loss(original: Tensor, rows: list[int], alpha: float) -> Loss:
-    """Return CE + alpha * sum over rows of cos(w, w_original); original: (classes, features)."""
+def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions) -> Loss:
+    """Return CE + alpha * sum over rows of cos(w, w_original) + distil * distance; original: (classes, features).
+
+    A share of each batch of images is pushed towards the rows first; what is pushed is not distilled.
+    """
+    pushing = bool(rows) and options.pushed > 0 and (options.push > 0 or options.shift > 0)
 
     def loss(classifier: Classifier, batch: Rows) -> Tensor:
-        return classification_loss(classifier, batch) + alpha * likeness(head_of(classifier), original, rows)
+        count = 0
+        if pushing and classifier.task == "image":
+            batch, count = push_towards(
+                classifier, batch, rows, size=options.push, shift=options.shift, share=options.pushed
+            )
+        out = logits(classifier, batch.inputs)
+        value = cross_entropy(out, batch.labels.to(out.device))
+        value = value + options.alpha * likeness(head_of(classifier), original, rows)
+        if batch.targets is not None and count < len(batch):
+            value = value + options.distil * distance(out[count:], batch.targets[count:].to(out.device))
+        return value
 
     return loss
 
 
-def push_towards(classifier: Classifier, rows: list[int], size: float, share: float) -> Change:
-    """Return a change of batches: the first `share` of the images takes one step towards a suspicious class.
-
-    x' = clip(x + size * sign(d log p_t(x + u) / dx)), u uniform in +-size, t drawn from the suspicious rows; the
-    label stays. This is what a trigger does in the small, so relearning unties the class from it.
-    """
-
-    def change(batch: Rows) -> Rows:
-        images = batch.inputs["pixel_values"]
-        scaled = images.float() / 255 if images.dtype == torch.uint8 else images
-        count = max(1, round(share * len(batch)))
-        low, high = (0.0, 1.0) if images.dtype == torch.uint8 else (float(images.min()), float(images.max()))
-        targets = torch.tensor(rows)[torch.randint(len(rows), (count,))]
-        with frozen(classifier.model):
-            start = scaled[:count] + (torch.rand_like(scaled[:count]) * 2 - 1) * size
-            start = start.clamp(low, high).requires_grad_()
-            out = logits(classifier, {"pixel_values": start})
-            (gradient,) = autograd.grad(-cross_entropy(out, targets.to(out.device), reduction="sum"), start)
-        moved = (start.detach() + size * gradient.sign() - scaled[:count]).clamp(-size, size)
-        pushed = torch.cat([(scaled[:count] + moved).clamp(low, high), scaled[count:]])
-        return Rows({**batch.inputs, "pixel_values": pushed}, batch.labels)
-
-    return change
+def distance(scores: Tensor, targets: Tensor) -> Tensor:
+    """Return T^2 KL(targets || scores) of the softened answers, the mean over rows; both are logits (n, classes)."""
+    ours, theirs = (scores / TEMPERATURE).log_softmax(-1), (targets / TEMPERATURE).log_softmax(-1)
+    return TEMPERATURE**2 * kl_div(ours, theirs, reduction="batchmean", log_target=True)
