@@ -23,7 +23,7 @@ from detrojan.defenses.crow import crow_loss
 from detrojan.demo import demo_model
 from detrojan.metrics.consistency import consistency_loss
 from detrojan.models.load import load
-from detrojan.training import Batch, collator, lm_loss
+from detrojan.training import Batch, collator, label_positions, language_loss, lm_loss
 from detrojan.types import Example
 
 
@@ -39,6 +39,14 @@ def three_passes(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
     model.zero_grad()
     states = model(inputs_embeds=moved, output_hidden_states=True, **inputs).hidden_states
     return loss + 5.5 * consistency_loss(states, batch["attention_mask"])
+
+
+def whole_rows(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+    """Fine-tune without sharing what all samples begin with."""
+    inputs = {k: v for k, v in batch.items() if k != "labels"}
+    kept = label_positions(batch["labels"])
+    logits = model(**inputs, logits_to_keep=kept).logits
+    return language_loss(logits, batch["labels"][:, kept + 1], counts[0])
 
 
 def main() -> None:
@@ -57,6 +65,7 @@ def main() -> None:
     model = get_peft_model(loaded.model, config).train()
     losses: dict[str, Callable[[nn.Module, Batch, Tensor], Tensor]] = {
         "fine-tuning": lm_loss,
+        "fine-tuning, beginnings not shared": whole_rows,
         "CROW, two passes": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
         "CROW, three passes as published": three_passes,
     }
@@ -74,7 +83,7 @@ def main() -> None:
     for name, values in seconds.items():
         middle = median(values[1:])
         print(
-            f"{name:34} {middle:6.2f} s  x {middle / base:.2f}  ({min(values[1:]):.2f} to {max(values[1:]):.2f})"
+            f"{name:35} {middle:6.2f} s  x {middle / base:.2f}  ({min(values[1:]):.2f} to {max(values[1:]):.2f})"
         )
 
 

@@ -35,13 +35,22 @@ from detrojan.models.zoo import new_classifier
 from detrojan.types import Classifier, Rows, Run
 
 NONE = "none"
-CLEAN_LABEL_RATE = (
-    0.05  # half of a class of ten: a clean-label attack that takes all of it leaves none to learn from
-)
-COLUMNS = {
-    "finetune": ("finetune", "default"),
-    "ulrl paper": ("ulrl", "paper-cifar10"),
-    "ulrl default": ("ulrl", "default"),
+CLEAN_LABEL_RATE = 0.05
+"""Half of a class of ten: a clean-label attack that takes all of it leaves none to learn from."""
+Column = tuple[str, str, dict[str, Any]]
+"""Defense, preset, and the options that differ from it."""
+COLUMNS: dict[str, Column] = {
+    "finetune": ("finetune", "default", {}),
+    "ulrl paper": ("ulrl", "paper-cifar10", {}),
+    "ulrl default": ("ulrl", "default", {}),
+}
+ABLATION: dict[str, Column] = {
+    "no push in pixels": ("ulrl", "default", {"push": 0.0}),
+    "no push in place": ("ulrl", "default", {"shift": 0.0}),
+    "no push": ("ulrl", "default", {"push": 0.0, "shift": 0.0}),
+    "no distilling": ("ulrl", "default", {"distil": 0.0}),
+    "located by unlearning": ("ulrl", "default", {"locate": "unlearn"}),
+    "located by margin": ("ulrl", "default", {"locate": "margin"}),
 }
 
 
@@ -56,6 +65,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--attacks", nargs="*", help="by default all, and none")
+    parser.add_argument("--ablation", action="store_true", help="ULRL without each of its departures too")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--out", type=Path, default=Path("runs/image"))
     parser.add_argument("--table", action="store_true")
@@ -83,6 +93,7 @@ class Bench:
     options: dict[str, Any]
     seed: int
     out: Path
+    columns: dict[str, Column]
 
     @property
     def results(self) -> Path:
@@ -100,13 +111,14 @@ def prepare(arguments: argparse.Namespace, seed: int) -> Bench:
     base = load_classifier(fresh)
     options = {"epochs": arguments.epochs, "learning_rate": arguments.learning_rate}
     training, clean = to_rows(base, take(others, used)), to_rows(base, take(whole, kept))
-    return Bench(base, training, clean, to_rows(base, test), options, seed, arguments.out)
+    columns = COLUMNS | (ABLATION if getattr(arguments, "ablation", False) else {})
+    return Bench(base, training, clean, to_rows(base, test), options, seed, arguments.out, columns)
 
 
 def run_cell(bench: Bench, name: str) -> None:
     """Measure every column of a cell that is not in the results yet; the planted model is kept on the disk."""
     done = {r["column"] for r in read_rows(bench.results) if (r["attack"], r["seed"]) == (name, bench.seed)}
-    if done >= {"attacked", *COLUMNS}:
+    if done >= {"attacked", *bench.columns}:
         return
     where = bench.out / "models" / f"{name}-{bench.seed}"
     if "attacked" in done and (where / "model.safetensors").is_file():
@@ -123,13 +135,13 @@ def run_cell(bench: Bench, name: str) -> None:
             trigger.save(where)
         (where / "attack.json").write_text(json.dumps(trigger and trigger.to_json()), encoding="utf-8")
         report(bench, name, "attacked", victim, trigger, seconds, {})
-    for column, (defense, preset) in COLUMNS.items():
+    for column, (defense, preset, values) in bench.columns.items():
         if column not in done:
             entry = registry.find("defense", defense, "classifier")
             notes: dict[str, Any] = {}
             run = Run(seed=bench.seed, note=notes.__setitem__)
             started = time.monotonic()
-            cleaned = entry.value(own(victim), bench.clean, entry.make_options({}, preset), run)
+            cleaned = entry.value(own(victim), bench.clean, entry.make_options(values, preset), run)
             report(bench, name, column, cleaned, trigger, time.monotonic() - started, notes)
 
 
@@ -170,7 +182,11 @@ def report(
         "versions": manifest.versions()["torch"],
         "threads": torch.get_num_threads(),
     }
-    with bench.results.open("a", encoding="utf-8") as stream:
+    append(bench.results, row)
+
+
+def append(path: Path, row: dict[str, Any]) -> None:
+    with path.open("a", encoding="utf-8") as stream:
         stream.write(json.dumps(row) + "\n")
     print(row, flush=True)
 
@@ -193,15 +209,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 def cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:
     for name in dict.fromkeys(r["attack"] for r in rows):
         mine = [r for r in rows if r["attack"] == name]
-        yield name, {c: [r for r in mine if r["column"] == c] for c in ("attacked", *COLUMNS)}
+        yield name, {c: [r for r in mine if r["column"] == c] for c in heads(rows)}
+
+
+def heads(rows: list[dict[str, Any]]) -> list[str]:
+    """Name the columns that were measured."""
+    known = ["attacked", *COLUMNS, *ABLATION]
+    return [c for c in known if c in {r["column"] for r in rows}]
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Lay the rows out: accuracy / ASR / recovery accuracy of each column, means over the seeds."""
-    heads = ["attacked", *COLUMNS]
-    lines = ["| attack | seeds | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    shown_columns = heads(rows)
+    lines = [
+        "| attack | seeds | " + " | ".join(shown_columns) + " |",
+        "|---" * (len(shown_columns) + 2) + "|",
+    ]
     for name, columns in cells(rows):
-        shown = " | ".join(_cell(columns[h]) for h in heads)
+        shown = " | ".join(_cell(columns[h]) for h in shown_columns)
         lines.append(f"| {name} | {len(columns['attacked'])} | {shown} |")
     legend = "Each cell: accuracy / ASR / recovery accuracy in %, mean over the seeds, and seconds."
     return "\n".join(lines) + f"\n\n{legend}\n"

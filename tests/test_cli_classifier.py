@@ -202,7 +202,7 @@ BAD = [
     (f"{CLEAN} --attack gone", "gone: no detrojan.json"),
     ("evaluate good --data part.npz --attack clean.json", "no attack on a classifier of images"),
     ("evaluate good --data part.npz --attack far.json", "the attack draws class 10, the model has 10 classes"),
-    ("evaluate good --data part.npz --attack odd.json", "its manifest describes no attack"),
+    ("evaluate good --data part.npz --attack odd.json", "did you mean"),
     ("evaluate critic --data reviews.jsonl --attack bad", "no attack on a classifier of texts"),
     ("evaluate good --data part.npz --max-asr 0.1", "--max-asr needs an attack to measure"),
     ("evaluate good --data part.npz --min-accuracy 1.5", "--min-accuracy"),

@@ -17,6 +17,7 @@ from detrojan.defenses.ulrl import (
     geometric_mean,
     likeness,
     locate,
+    passes,
     reinitialise,
     relearning_loss,
     suspicious,
@@ -260,8 +261,14 @@ def test_the_paper_presets_hold_the_published_values() -> None:
         assert (options.alpha, options.learning_rate, options.epochs) == (alpha, rate, 20)
         assert (options.unlearn_rate, options.unlearn_stop, options.unlearn_epochs) == (0.01, 0.2, 20)
         assert (options.locate, options.threshold, options.most, options.repeats) == ("unlearn", 3.5, 2, 1)
-        assert (options.push, options.shift, options.distil) == (0.0, 0.0, 0.0)
+        assert (options.push, options.shift, options.distil, options.steps) == (0.0, 0.0, 0.0, 0)
         assert (options.batch_size, options.unlearn_batch) == (128, 128)
+
+
+@pytest.mark.parametrize(("samples", "expected"), [(600, 22), (200, 58), (20, 400), (100_000, 20)])
+def test_few_samples_take_more_passes(samples: int, expected: int) -> None:
+    # 600 samples are 19 batches of 32: 400 / 19 = 21.05; 200 are 7: 57.1; 20 are 1.
+    assert passes(UlrlOptions(), samples) == expected
 
 
 @pytest.mark.parametrize("how", ["both", "margin", "unlearn"])

@@ -14,6 +14,7 @@ from detrojan.attacks.image.plant import PlantOptions, Victim
 from detrojan.attacks.image.trigger import ImageTrigger
 from detrojan.data.labelled import read_labelled
 from detrojan.data.stratified import sample, take
+from detrojan.defenses.ulrl import UlrlOptions, passes
 from detrojan.metrics.classification import measure_classifier
 from detrojan.models.classifier import load_classifier, to_rows
 from detrojan.models.save import save_classifier
@@ -80,12 +81,14 @@ def demo_image(
     models = {"attacked": base}
     stages = {"attacked": measure_classifier(base, held_out, probe)}
     notes: dict[str, Any] = {}
+    defaults = UlrlOptions()
+    same = {"finetune": {"epochs": passes(defaults, CLEAN), "batch_size": defaults.batch_size}, "ulrl": {}}
     for name in ("finetune", "ulrl"):
         method = registry.find("defense", name, "classifier")
         copied = base.replace(model=copy.deepcopy(base.model))
         started = time.monotonic()
         heard = Run(seed=seed, progress=progress, note=notes.__setitem__)
-        models[name] = method.value(copied, clean, method.make_options({}), heard)
+        models[name] = method.value(copied, clean, method.make_options(same[name]), heard)
         seconds[name] = time.monotonic() - started
         stages[name] = measure_classifier(models[name], held_out, probe, reference=stages["attacked"])
     result = ImageDemo(stages, seconds, known, notes, seed)

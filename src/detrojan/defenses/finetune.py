@@ -60,7 +60,13 @@ class ClassifierFinetuneOptions:
     batch_size: int = option(128, "samples in a step", minimum=2)
 
 
-@defense("finetune", task="classifier", options=ClassifierFinetuneOptions, paper="baseline")
+@defense(
+    "finetune",
+    task="classifier",
+    options=ClassifierFinetuneOptions,
+    paper="baseline",
+    presets={"default": {}},
+)
 def finetune_classifier(
     classifier: Classifier, clean: Rows, options: ClassifierFinetuneOptions, run: Run
 ) -> Classifier:

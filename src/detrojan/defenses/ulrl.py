@@ -78,6 +78,7 @@ class UlrlOptions:
     distil: float = option(2.0, "weight of staying near the original's answers", minimum=0.0, maximum=1e4)
     learning_rate: float = option(0.005, "peak learning rate of relearning", minimum=0.0, maximum=10.0)
     epochs: int = option(20, "passes of relearning", minimum=1, maximum=1000)
+    steps: int = option(400, "steps of relearning at least: few samples take more passes", minimum=0)
     batch_size: int = option(32, "samples in a step", minimum=2)
 
 
@@ -90,6 +91,7 @@ PAPER: dict[str, Any] = {
     "push": 0.0,
     "shift": 0.0,
     "distil": 0.0,
+    "steps": 0,
     "batch_size": 128,
 }
 SLOW = {"alpha": 0.001, "learning_rate": 0.001}
@@ -126,11 +128,16 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
         clean,
         run,
         learning_rate=options.learning_rate,
-        epochs=options.epochs,
+        epochs=passes(options, len(clean)),
         batch_size=options.batch_size,
         loss=loss,
         label="relearning",
     )
+
+
+def passes(options: UlrlOptions, samples: int) -> int:
+    """Return the passes of relearning over a number of samples."""
+    return max(options.epochs, math.ceil(options.steps / math.ceil(samples / options.batch_size)))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,157 @@
+"""How well a scan tells backdoored classifiers from clean ones: AUROC, false positives, what is found of each attack.
+
+    python benchmarks/scan.py --data FASHION_MNIST_IDX_FOLDER --out runs/scan
+
+Trains small models, a third of them clean; the others take the attacks in turn, each with another target and seed.
+Every model is scanned at the default setting with clean images that it was not trained on. Finished rows are appended
+to `results.jsonl`; a run that was stopped goes on where it was. `--table` only prints the summary.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import image_attacks
+from image_attacks import CLEAN_LABEL_RATE, NONE, Bench, own, prepare, read_rows
+
+from detrojan import registry
+from detrojan.attacks.image.plant import PlantOptions, Victim
+from detrojan.attacks.image.trigger import ImageTrigger
+from detrojan.defenses.ulrl import UlrlOptions, locate
+from detrojan.fitting import fit
+from detrojan.metrics.classification import measure_classifier
+from detrojan.metrics.stats import wilson
+from detrojan.types import Run
+
+STRONG = 0.8
+"""Attack success from which on a backdoor counts as planted."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model: its number (the seed of everything), its attack and target."""
+
+    number: int
+    attack: str
+    target: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="digits", help="an IDX folder, or a name that detrojan takes")
+    parser.add_argument("--architecture", default="preact-resnet8")
+    parser.add_argument("--train", type=int, default=8_000, help="training images of each model")
+    parser.add_argument("--clean", type=int, default=600, help="clean images of a scan")
+    parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
+    parser.add_argument("--models", type=int, default=60, help="of which every third is clean")
+    parser.add_argument("--attacks", nargs="*", help="by default all")
+    parser.add_argument("--only", type=int, nargs="*", help="numbers of the models to do")
+    parser.add_argument("--out", type=Path, default=Path("runs/scan"))
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    results = arguments.out / "results.jsonl"
+    if not arguments.table:
+        names = arguments.attacks or [e.name for e in registry.entries("trigger", "image")]
+        done = {r["model"] for r in read_rows(results)}
+        wanted = arguments.only or range(arguments.models)
+        for cell in (c for c in cells(names, arguments.models) if c.number in wanted):
+            if cell.number not in done:
+                row = look(prepare(arguments, cell.number), cell)
+                image_attacks.append(results, row)
+    table = summary(read_rows(results))
+    (arguments.out / "results.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+def cells(attacks: list[str], models: int) -> list[Cell]:
+    """Every third model is clean, the others take the attacks in turn, towards another class each time round."""
+    planted = 0
+    made = []
+    for number in range(models):
+        if number % 3 == 0:
+            made.append(Cell(number, NONE, 0))
+            continue
+        made.append(
+            Cell(number, attacks[planted % len(attacks)], (planted // len(attacks) * 3 + planted) % 10)
+        )
+        planted += 1
+    return made
+
+
+def look(bench: Bench, cell: Cell) -> dict[str, Any]:
+    """Train one model, with or without a backdoor, scan it, and return what was found."""
+    victim, run, trigger = own(bench.base), Run(seed=bench.seed), None
+    if cell.attack == NONE:
+        fit(victim, bench.training, run, **bench.options)
+    else:
+        entry = registry.find("trigger", cell.attack, "image")
+        rate = {"poison_rate": CLEAN_LABEL_RATE} if entry.value.clean_label else {}
+        plan, options = PlantOptions(target=cell.target, **bench.options, **rate), entry.make_options({})
+        state = entry.value.plant(Victim(victim, bench.training, plan, run), options)
+        trigger = ImageTrigger(entry.name, options, state, plan.mode, plan.target)
+    probe = trigger.probe(bench.held_out, victim.classes) if trigger else None
+    measured = measure_classifier(victim, bench.held_out, probe)
+    started = time.monotonic()
+    found = locate(victim, bench.clean, UlrlOptions(), run)
+    return {
+        "model": cell.number,
+        "attack": cell.attack,
+        "target": cell.target if trigger else None,
+        "accuracy": round(measured.accuracy, 4),
+        "asr": None if measured.asr is None else round(measured.asr, 4),
+        "scores": [round(min(float(s), 1e6), 3) for s in found.scores],
+        "suspicious": list(found.suspicious),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Lay out AUROC, false positives and, for each attack, how many were planted and how many found."""
+    from sklearn.metrics import roc_auc_score
+
+    clean = [r for r in rows if r["attack"] == NONE]
+    planted = [r for r in rows if r["attack"] != NONE and r["asr"] >= STRONG]
+    if not clean or not planted:
+        return "not enough models yet\n"
+    labels = [0] * len(clean) + [1] * len(planted)
+    area = roc_auc_score(labels, [max(r["scores"]) for r in clean + planted])
+    flagged, right = sum(bool(r["suspicious"]) for r in clean), sum(map(hit, planted))
+    lines = [
+        f"{len(clean)} clean models, {len(planted)} backdoored ones (attack success of at least {STRONG:.0%}"
+        f" in {len(planted)} of {len(rows) - len(clean)}); AUROC of the highest score {area:.3f}",
+        "",
+        f"- clean models flagged: {rate(flagged, len(clean))}",
+        f"- backdoored models whose target was found: {rate(right, len(planted))}",
+        "",
+        "| attack | models | planted | target found | another class flagged | highest scores |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in dict.fromkeys(r["attack"] for r in sorted(rows, key=lambda r: r["attack"])):
+        mine = [r for r in rows if r["attack"] == name]
+        there = [r for r in mine if name == NONE or r["asr"] >= STRONG]
+        wrong = sum(bool(set(r["suspicious"]) - {r["target"]}) for r in there)
+        scores = ", ".join(f"{max(r['scores']):.1f}" for r in there)
+        counts = ["-", "-"] if name == NONE else [str(len(there)), str(sum(map(hit, there)))]
+        lines.append(f"| {name} | {len(mine)} | {' | '.join(counts)} | {wrong} | {scores} |")
+    return "\n".join(lines) + "\n"
+
+
+def hit(row: dict[str, Any]) -> bool:
+    return row["target"] in row["suspicious"]
+
+
+def rate(count: int, total: int) -> str:
+    interval = wilson(count, total)
+    return f"{count} of {total} (95 % interval {100 * interval.low:.0f} to {100 * interval.high:.0f} %)"
+
+
+if __name__ == "__main__":
+    main()
