@@ -2,7 +2,7 @@
 
 Two kinds of triggers are covered, those that change pixels and those that move them:
 
-    x' = clip(x + d)            |d| <= size in every pixel
+    x' = clip(x + d)            |d| <= size in every pixel, as a share of the range of pixels
     x' = x(place + field)       a smooth field, |field| <= shift of the edge at each of 5 x 5 points
 
 Each starts at random within its bounds and takes one step along the sign of d log p_t(x') / d(change). The label stays.
@@ -54,9 +54,10 @@ def push_towards(
 def _in_pixels(
     classifier: Classifier, images: Tensor, towards: Tensor, size: float, bounds: tuple[float, float]
 ) -> Tensor:
-    """Change every pixel of images (n, channels, height, width) by up to `size`, within `bounds`."""
+    """Change every pixel of images (n, channels, height, width) by up to `size` of the range of `bounds`."""
+    bound = size * (bounds[1] - bounds[0])
     return _stepped(
-        classifier, lambda d: (images + d).clamp(*bounds), torch.empty_like(images), towards, size
+        classifier, lambda d: (images + d).clamp(*bounds), torch.empty_like(images), towards, bound
     )
 
 

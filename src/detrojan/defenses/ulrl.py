@@ -69,7 +69,10 @@ class UlrlOptions:
     most: int = option(2, "suspicious rows at most", minimum=0)
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
     push: float = option(
-        0.1, "how far a pixel is pushed towards the suspicious class (0..1)", minimum=0.0, maximum=1.0
+        0.1,
+        "how far a pixel is pushed towards the suspicious class (share of its range)",
+        minimum=0.0,
+        maximum=1.0,
     )
     shift: float = option(
         0.05, "how far pixels are moved towards it (share of the edge)", minimum=0.0, maximum=1.0
