@@ -45,9 +45,14 @@ def test_edges() -> None:
         consistency_loss(same[:3], torch.ones(2, 3))
 
 
-def test_curve_is_the_loss_pair_by_pair() -> None:
-    loaded = pico_loaded()
-    prompts = [[7, 8, 9], [11, 12, 13, 14, 15, 16], [20]]
+BEGINNING = [*range(30, 42)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3_text", "mixtral"])
+@pytest.mark.parametrize("beginning", [[], BEGINNING], ids=["nothing shared", "a beginning shared"])
+def test_curve_is_the_loss_pair_by_pair(kind: str, beginning: list[int]) -> None:
+    loaded = pico_loaded(kind)
+    prompts = [beginning + rest for rest in ([7, 8, 9], [11, 12, 13, 14, 15, 16], [20])]
     curve = consistency_curve(loaded, prompts, batch_size=2)
     sums, tokens = [0.0, 0.0], 0
     for ids in prompts:  # one at a time, no padding at all

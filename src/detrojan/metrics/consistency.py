@@ -16,6 +16,8 @@ from torch.nn.functional import cosine_similarity
 from detrojan.errors import InputError
 
 if TYPE_CHECKING:
+    from transformers import DynamicCache, PreTrainedModel
+
     from detrojan.types import Loaded, Progress
 
 MIN_BLOCKS = 3
@@ -65,22 +67,39 @@ def consistency_curve(
     progress: Progress | None = None,
 ) -> list[float]:
     """Measure 1 - cos between successive blocks on tokenised prompts: one mean per pair, over all real tokens."""
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    sums: list[float] = []
-    tokens = 0
-    loaded.model.eval()
+    from detrojan.models.prefix import read_prefix
+
+    model = loaded.model
+    model.eval()
+    prefix = read_prefix(model, prompts)
+    k, order = prefix.length, sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    # What all prompts begin with is measured once and counts for each of them.
+    sums = [s * len(prompts) for s in _pair_sums(model, [prompts[0][:k]])] if k else []
+    tokens = k * len(prompts)
     for start in range(0, len(order), batch_size):
-        rows = [prompts[i] for i in order[start : start + batch_size]]
-        width = max(map(len, rows))
-        ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=loaded.model.device)
-        mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=loaded.model.device)
-        with torch.inference_mode():
-            states = loaded.model(
-                input_ids=ids, attention_mask=mask, output_hidden_states=True, logits_to_keep=1
-            ).hidden_states
-            batch = [pair_sum(a, b, mask).item() for a, b in inner_pairs(states)]
+        rows = [prompts[i][k:] for i in order[start : start + batch_size]]
+        batch = _pair_sums(model, rows, k, prefix.repeated(len(rows)))
         sums = [a + b for a, b in zip(sums or [0.0] * len(batch), batch, strict=True)]
-        tokens += int(mask.sum())
+        tokens += sum(map(len, rows))
         if progress:
             progress("measuring consistency", min(start + batch_size, len(order)), len(order))
     return [s / max(tokens, 1) for s in sums]
+
+
+def _pair_sums(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], read: int = 0, state: DynamicCache | None = None
+) -> list[float]:
+    """Return the sum over all tokens of 1 - cos for each pair; `state` holds the `read` tokens before these rows."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*r, *[0] * (width - len(r))] for r in rows], device=model.device)
+    mask = torch.tensor([[1] * len(r) + [0] * (width - len(r)) for r in rows], device=model.device)
+    before = mask.new_ones(len(rows), read)
+    with torch.inference_mode():
+        states = model(
+            input_ids=ids,
+            attention_mask=torch.cat([before, mask], dim=1),
+            past_key_values=state,
+            output_hidden_states=True,
+            logits_to_keep=1,
+        ).hidden_states
+        return [pair_sum(a, b, mask).item() for a, b in inner_pairs(states)]
