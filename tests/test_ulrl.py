@@ -284,6 +284,24 @@ def test_locate_and_ulrl_are_reproducible(rows: Rows, how: str) -> None:
     assert notes["suspicious"] == list(found.suspicious)
 
 
+def test_ulrl_relearns_for_at_least_the_steps_asked_for(rows: Rows) -> None:
+    seen: list[int] = []
+    run = Run(progress=lambda label, done, total: seen.append(total) if label == "relearning" else None)
+    ulrl(tiny(), rows, UlrlOptions(unlearn_epochs=1, epochs=2, steps=9, batch_size=16), run)
+    assert seen == [9] * 9  # 48 samples are 3 batches of 16: 3 passes, not 2
+
+
+def test_ulrl_stays_near_the_original_answers_when_asked(rows: Rows) -> None:
+    far: dict[float, float] = {}
+    for weight in (0.0, 50.0):
+        options = UlrlOptions(unlearn_epochs=1, steps=200, distil=weight, most=0)
+        cleaned = ulrl(tiny(), rows, options, Run())
+        with torch.no_grad():
+            ours, theirs = (c.model(rows.inputs["pixel_values"]) for c in (cleaned, tiny()))
+        far[weight] = distance(ours, theirs).item()
+    assert far[50.0] < 0.1 * far[0.0]
+
+
 def test_the_random_state_is_left_alone(rows: Rows) -> None:
     classifier = tiny()
     state = torch.get_rng_state()

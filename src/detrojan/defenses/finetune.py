@@ -53,7 +53,7 @@ def finetune(loaded: Loaded, clean: Sequence[Example], options: FinetuneOptions,
 
 @dataclass(frozen=True)
 class ClassifierFinetuneOptions:
-    """Options of plain fine-tuning of a classifier; the defaults are those of ULRL's relearning without its loss."""
+    """Options of plain fine-tuning of a classifier; the defaults are those of ULRL's relearning as published."""
 
     learning_rate: float = option(0.005, "peak learning rate", minimum=0.0, maximum=10.0)
     epochs: int = option(20, "passes over the clean samples", minimum=1, maximum=1000)

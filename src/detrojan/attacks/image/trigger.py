@@ -28,9 +28,17 @@ class ImageTrigger:
     target: int = 0
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Put the trigger on images (n, channels, height, width), uint8 or floats in 0..1; returns floats in 0..1."""
+        """Put the trigger on images (n, channels, height, width), uint8 or floats in 0..1; returns floats in 0..1.
+
+        Raises InputError when what the attack learned is missing or does not fit these images.
+        """
         attack = registry.find("trigger", self.name, "image").value
-        return attack.apply(to_float(images), self.options, self.state)
+        try:
+            return attack.apply(to_float(images), self.options, self.state)
+        except (KeyError, RuntimeError) as error:  # a state from a file may hold anything
+            raise InputError(
+                f"trigger {self.name}: its {STATE_FILE} is missing or does not fit ({first_line(error)})"
+            ) from None
 
     def drawn(self, labels: Tensor, classes: int) -> Tensor:
         """Return the labels (n,) that the trigger draws from samples of these labels."""
