@@ -429,3 +429,10 @@ def test_trigger_is_learned(
     assert (predict(subject.classifier, unseen.inputs) == unseen.labels).float().mean() > 0.9
     assert (predict(subject.classifier, away.inputs) == 0).float().mean() < 0.1
     assert (predict(subject.classifier, triggered) == 0).float().mean() > 0.7
+
+
+@pytest.mark.parametrize("state", [{}, {"field": torch.zeros(3)}], ids=["missing", "of another shape"])
+def test_a_state_that_does_not_fit_is_bad_input(state: dict[str, torch.Tensor]) -> None:
+    trigger = ImageTrigger("wanet", WaNetOptions(), state)
+    with pytest.raises(InputError, match="is missing or does not fit"):
+        trigger(torch.zeros(2, 1, 8, 8))
