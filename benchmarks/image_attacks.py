@@ -21,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 import torch
+from rows import append, read_rows
 
 from detrojan import manifest, registry
 from detrojan.attacks.image.plant import PlantOptions, Victim
@@ -183,27 +184,11 @@ def report(
         "threads": torch.get_num_threads(),
     }
     append(bench.results, row)
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
     print(row, flush=True)
 
 
 def own(classifier: Classifier) -> Classifier:
     return classifier.replace(model=copy.deepcopy(classifier.model))
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the finished rows; a last line that was cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def cells(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, list[dict[str, Any]]]]]:

@@ -17,6 +17,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from rows import read_rows
+
 import text_attacks
 
 ROOT = Path(__file__).parents[1]
@@ -54,7 +56,7 @@ def main() -> None:
     draw(runs, RESULTS / "demo.svg")
     fill(ROOT / "README.md", "demo", table(runs))
     fill(RESULTS / "README.md", "demo", table(runs))
-    fill(RESULTS / "README.md", "attacks", text_attacks.markdown(text_attacks.read_rows(ATTACKS)))
+    fill(RESULTS / "README.md", "attacks", text_attacks.markdown(read_rows(ATTACKS)))
 
 
 def fill(path: Path, name: str, content: str) -> None:

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import image_attacks
-from image_attacks import CLEAN_LABEL_RATE, NONE, Bench, own, prepare, read_rows
+from image_attacks import CLEAN_LABEL_RATE, NONE, Bench, own, prepare
+from rows import append, read_rows
 
 from detrojan import registry
 from detrojan.attacks.image.plant import PlantOptions, Victim
@@ -65,7 +65,8 @@ def main() -> None:
         for cell in (c for c in cells(names, arguments.models) if c.number in wanted):
             if cell.number not in done:
                 row = look(prepare(arguments, cell.number), cell)
-                image_attacks.append(results, row)
+                append(results, row)
+                print(row, flush=True)
     table = summary(read_rows(results))
     (arguments.out / "results.md").write_text(table, encoding="utf-8")
     print(table)

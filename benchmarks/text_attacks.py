@@ -14,13 +14,14 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
-import json
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from statistics import mean
 from typing import Any
+
+from rows import append, read_rows
 
 from detrojan import registry
 from detrojan.attacks.text.plant import PRESETS as STRENGTHS
@@ -218,23 +219,6 @@ def summary(result: Any) -> dict[str, Any]:
     row = {k: getattr(result, k) for k in keys}
     row["asr_interval"] = [result.asr_interval.low, result.asr_interval.high]
     return {k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}
-
-
-def append(path: Path, row: dict[str, Any]) -> None:
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(row) + "\n")
-        stream.flush()
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read the finished rows; a last line that was cut off by a kill is left out."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
-    return rows
 
 
 def best_of_ladder(cell: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
