@@ -4,7 +4,8 @@
 
 Trains small models, a third of them clean; the others take the attacks in turn, each with another target and seed.
 Every model is scanned at the default setting with clean images that it was not trained on. Finished rows are appended
-to `results.jsonl`; a run that was stopped goes on where it was. `--table` only prints the summary.
+to `results.jsonl`; a run that was stopped goes on where it was. The models are kept, so that a scan with other code is
+soon measured: without `results.jsonl` they are scanned again. `--table` only prints the summary.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classifiers import NONE, Bench
+from classifiers import NONE, Bench, kept
 from image_attacks import image_parser, prepare
 from rows import append, read_rows
 
@@ -50,7 +51,7 @@ def main() -> None:
         wanted = arguments.only or range(arguments.models)
         for cell in (c for c in cells(names, arguments.models) if c.number in wanted):
             if cell.number not in done:
-                row = look(prepare(arguments, cell.number), cell)
+                row = look(prepare(arguments, cell.number), cell, arguments.out / "models")
                 append(results, row)
                 print(row, flush=True)
     table = summary(read_rows(results))
@@ -73,9 +74,10 @@ def cells(attacks: list[str], models: int) -> list[Cell]:
     return made
 
 
-def look(bench: Bench, cell: Cell) -> dict[str, Any]:
-    """Train one model, with or without a backdoor, scan it, and return what was found."""
-    victim, trigger = bench.plant(cell.attack, cell.target)
+def look(bench: Bench, cell: Cell, models: Path) -> dict[str, Any]:
+    """Train one model, with or without a backdoor, unless it is kept already; scan it, and return what was found."""
+    where = models / f"{cell.number}-{cell.attack}-{cell.target}"
+    victim, trigger, _ = kept(where, lambda: bench.plant(cell.attack, cell.target))
     measured = measure_classifier(victim, bench.held_out, bench.probe(victim, trigger) if trigger else None)
     started = time.monotonic()
     found = locate(victim, bench.clean, UlrlOptions(), Run(seed=bench.seed))

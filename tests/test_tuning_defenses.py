@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from detrojan.data.labelled import read_labelled
-from detrojan.defenses.adversarial import as_floats, pixel_range
 from detrojan.defenses.ft_sam import ascent, kept_buffers, moved, sharpness_aware, smoothed_loss
 from detrojan.defenses.ibau import PENALTY, STEP, universal, with_hypergradient
 from detrojan.defenses.nad import attention, distillation_loss, outputs_of, stages
@@ -21,6 +20,7 @@ from detrojan.defenses.sau import unlearning_loss as sau_loss
 from detrojan.errors import InputError
 from detrojan.fitting import classification_loss, fit, steps_in
 from detrojan.models.classifier import predict
+from detrojan.models.feed import as_floats, pixel_range
 from detrojan.models.preact_resnet import PreActResNet
 from detrojan.registry import find
 from detrojan.types import Classifier, Rows, Run

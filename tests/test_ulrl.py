@@ -5,16 +5,17 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from detrojan.defenses import push
 from detrojan.defenses.push import push_towards
 from detrojan.defenses.ulrl import (
     UlrlOptions,
     distance,
-    geometric_mean,
     likeness,
     locate,
     passes,
@@ -24,12 +25,13 @@ from detrojan.defenses.ulrl import (
     ulrl,
 )
 from detrojan.fitting import classification_loss
-from detrojan.metrics.margin import frozen, margins, max_margins
+from detrojan.metrics.margin import frozen, margins
 from detrojan.metrics.unlearning import head_of, row_changes, unlearn, z_scores
 from detrojan.registry import find
 from detrojan.types import Classifier, Rows, Run
 
 CLASSES = 6
+NONE = torch.zeros(0)
 
 
 class Tiny(nn.Module):
@@ -42,6 +44,19 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(torch.relu(self.body(x.flatten(1))))
+
+
+def wide(weight: list[list[float]]) -> Classifier:
+    """Return a linear classifier of images of two pixels."""
+    model = nn.Sequential(nn.Flatten(), nn.Linear(2, len(weight), bias=False))
+    model[1].weight.data = torch.tensor(weight)
+    names = tuple(map(str, range(len(weight))))
+    return Classifier(model, "image", "1", names, "linear", torch.float32, (1, 1, 2))
+
+
+def common(classes: int) -> Tensor:
+    """Return changes that are shared on the way to each class, none yet."""
+    return torch.zeros(classes, 1, 2, 4)
 
 
 def tiny(seed: int = 0) -> Classifier:
@@ -87,12 +102,6 @@ def test_suspicious_rows(scores: list[float], most: int, expected: list[int]) ->
     assert suspicious(torch.tensor(scores), 3.5, most) == expected
 
 
-def test_geometric_mean_by_hand() -> None:
-    mean = geometric_mean([torch.tensor([4.0, -2.0, 1.0]), torch.tensor([9.0, 50.0, 0.0])])
-    assert mean.tolist() == pytest.approx([6.0, 0.0, 0.0])
-    assert geometric_mean([torch.tensor([math.inf]), torch.tensor([4.0])]).isfinite().all()
-
-
 def test_reinitialised_rows_lie_within_the_bound_and_others_stay() -> None:
     head = nn.Linear(50, 4)
     before = head.weight.detach().clone(), head.bias.detach().clone()
@@ -119,7 +128,7 @@ def test_likeness_by_hand() -> None:
 def test_relearning_loss_is_cross_entropy_plus_alpha_likeness(rows: Rows) -> None:
     classifier = tiny()
     original = head_of(classifier).weight.detach().clone()
-    loss = relearning_loss(original, [2], UlrlOptions(push=0, shift=0))(classifier, rows)
+    loss = relearning_loss(original, [2], UlrlOptions(push=0, shift=0), NONE)(classifier, rows)
     assert loss.item() == pytest.approx(classification_loss(classifier, rows).item() + 0.7, abs=1e-6)
 
 
@@ -157,16 +166,6 @@ def test_margins_by_hand() -> None:
     assert margins(scores, torch.tensor([0, 2])).tolist() == [1.0, -1.0]
 
 
-def test_largest_margins_of_a_linear_model_are_at_the_corners() -> None:
-    # f = W x over [0, 1]^2: the largest margin of class 0 is at x = (1, 0), of class 1 at (0, 1), of class 2 nowhere.
-    model = nn.Sequential(nn.Flatten(), nn.Linear(2, 3, bias=False))
-    model[1].weight.data = torch.tensor([[10.0, 0.0], [0.0, 2.0], [-1.0, -1.0]])
-    classifier = Classifier(model, "image", "1", ("a", "b", "c"), "linear", torch.float32, (1, 1, 2))
-    found = max_margins(classifier, seed=0)
-    assert found[:2].tolist() == pytest.approx([10.0, 2.0], abs=1e-3)
-    assert found[2].item() <= 0
-
-
 def test_frozen_gives_everything_back() -> None:
     classifier = tiny()
     classifier.model.train()
@@ -193,10 +192,10 @@ def test_relearning_stays_near_the_targets_of_what_is_not_pushed(rows: Rows) -> 
     batch = dataclasses.replace(rows, targets=targets)
     options = UlrlOptions(alpha=0.0, distil=3.0, pushed=0.5, shift=0.0, push=1e-6)  # as good as no push
     out = classifier.model(torch.cat([rows.inputs["pixel_values"]]))
-    order = push_towards(classifier, batch, [4], size=1e-6, shift=0.0, share=0.5)[0].targets
+    order = push_towards(classifier, batch, [4], common(1), size=1e-6, shift=0.0, share=0.5)[0].targets
     kept = [next(i for i in range(len(rows)) if torch.equal(targets[i], t)) for t in order[24:]]
     expected = classification_loss(classifier, rows) + 3 * distance(out[kept], targets[kept])
-    loss = relearning_loss(original, [4], options)(classifier, batch)
+    loss = relearning_loss(original, [4], options, common(1))(classifier, batch)
     assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
@@ -206,7 +205,8 @@ def test_push_changes_a_share_towards_the_class_and_keeps_labels(
 ) -> None:
     classifier = tiny()
     torch.manual_seed(0)
-    pushed, count = push_towards(classifier, rows, [4], size=size, shift=shift, share=0.25)
+    shared = common(1)
+    pushed, count = push_towards(classifier, rows, [4], shared, size=size, shift=shift, share=0.25)
     others = rows.labels != 4
     order = torch.cat([others.nonzero().flatten(), (~others).nonzero().flatten()])
     old, new = rows.inputs["pixel_values"][order], pushed.inputs["pixel_values"]
@@ -224,19 +224,46 @@ def test_push_changes_a_share_towards_the_class_and_keeps_labels(
     assert gain.mean() > 0
 
 
-def test_images_of_the_class_itself_are_not_pushed(rows: Rows) -> None:
-    pushed, count = push_towards(tiny(), rows, [1, 2], size=0.1, shift=0.1, share=1.0)
-    assert count == 32 and set(pushed.labels[:count].tolist()) == {0, 3, 4, 5}
+def test_images_are_not_pushed_towards_their_own_class(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+
+    def remember(_model: Classifier, _apply: Any, change: Tensor, towards: Tensor) -> Tensor:
+        seen.append(towards)
+        return torch.zeros_like(change)
+
+    monkeypatch.setattr(push, "_slope", remember)
+    pushed, count = push_towards(tiny(), rows, [1, 2], common(2), size=0.1, shift=0.0, share=1.0)
+    (towards,) = seen
+    assert count == len(rows) and set(towards[pushed.labels == 0].tolist()) == {1, 2}
+    assert set(towards[pushed.labels == 1].tolist()) == {2}
+    assert set(towards[pushed.labels == 2].tolist()) == {1}
     alike = Rows({"pixel_values": rows.inputs["pixel_values"][:4]}, torch.ones(4).long())
-    same, none = push_towards(tiny(), alike, [1], size=0.1, shift=0.1, share=0.5)
+    same, none = push_towards(tiny(), alike, [1], common(1), size=0.1, shift=0.1, share=0.5)
     assert none == 0 and torch.equal(same.inputs["pixel_values"], alike.inputs["pixel_values"])
+
+
+def test_the_shared_change_climbs_by_a_quarter_of_its_bound() -> None:
+    # f = (a, b): towards class 1 the slope of every image is negative in a, positive in b.
+    classifier = wide([[1.0, 0.0], [0.0, 1.0]])
+    rows = Rows({"pixel_values": torch.full((8, 1, 1, 2), 0.5)}, torch.zeros(8).long())
+    rows.inputs["pixel_values"][0] = torch.tensor([[[0.0, 1.0]]])  # the range of pixels is 0 to 1
+    shared = torch.zeros(2, 1, 1, 2)
+    for k in range(1, 6):
+        pushed, count = push_towards(classifier, rows, [0, 1], shared, size=0.2, shift=0.0, share=1.0)
+        far = min(0.05 * k, 0.2)
+        assert shared[1].flatten().tolist() == pytest.approx([-far, far])
+        assert count == 8 and not shared[0].any()  # no image of class 1 was there to be pushed towards 0
+    last = (pushed.inputs["pixel_values"] - rows.inputs["pixel_values"])[4:]
+    assert torch.allclose(last.flatten(1), torch.tensor([-0.2, 0.2]), atol=1e-6)
 
 
 def test_push_keeps_images_in_range() -> None:
     classifier = tiny()
     batch = Rows({"pixel_values": torch.full((4, 1, 2, 4), 255, dtype=torch.uint8)}, torch.zeros(4).long())
     for size, shift in ((0.3, 0.0), (0.0, 0.3)):
-        pushed, _ = push_towards(classifier, batch, [1], size=size, shift=shift, share=1.0)
+        pushed, _ = push_towards(
+            classifier, batch, [1], torch.zeros(1, 1, 2, 4), size=size, shift=shift, share=1.0
+        )
         images = pushed.inputs["pixel_values"]
         assert images.min() >= 0.7 - 1e-6 and images.max() <= 1 + 1e-6
 
@@ -247,9 +274,8 @@ def test_moving_takes_pixels_from_nearby_alone() -> None:
     image[..., 20] = 1.0
     model = nn.Sequential(nn.Flatten(), nn.Linear(41 * 41, 2))
     classifier = Classifier(model, "image", "1", ("a", "b"), "linear", torch.float32, (1, 41, 41))
-    moved, count = push_towards(
-        classifier, Rows({"pixel_values": image}, torch.zeros(3).long()), [1], size=0, shift=0.05, share=1.0
-    )
+    rows = Rows({"pixel_values": image}, torch.zeros(3).long())
+    moved, count = push_towards(classifier, rows, [1], NONE, size=0, shift=0.05, share=1.0)
     bright = moved.inputs["pixel_values"].amax(dim=(0, 1, 2)).nonzero().flatten()
     assert count == 3 and bright.min() >= 16 and bright.max() <= 24 and len(bright) > 1
 
@@ -260,7 +286,7 @@ def test_the_paper_presets_hold_the_published_values() -> None:
         options = entry.make_options({}, name)
         assert (options.alpha, options.learning_rate, options.epochs) == (alpha, rate, 20)
         assert (options.unlearn_rate, options.unlearn_stop, options.unlearn_epochs) == (0.01, 0.2, 20)
-        assert (options.locate, options.threshold, options.most, options.repeats) == ("unlearn", 3.5, 2, 1)
+        assert (options.locate, options.threshold, options.most, options.repeats) == ("z-score", 3.5, 2, 1)
         assert (options.push, options.shift, options.distil, options.steps) == (0.0, 0.0, 0.0, 0)
         assert (options.batch_size, options.unlearn_batch) == (128, 128)
 
@@ -271,7 +297,7 @@ def test_few_samples_take_more_passes(samples: int, expected: int) -> None:
     assert passes(UlrlOptions(), samples) == expected
 
 
-@pytest.mark.parametrize("how", ["both", "margin", "unlearn"])
+@pytest.mark.parametrize("how", ["both", "lead", "share", "z-score"])
 def test_locate_and_ulrl_are_reproducible(rows: Rows, how: str) -> None:
     options = UlrlOptions(locate=how, unlearn_epochs=2, epochs=2, threshold=0.5)
     first, second = tiny(), tiny()

@@ -27,10 +27,11 @@ from torch import Tensor, autograd
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import cross_entropy
 
-from detrojan.defenses.adversarial import as_floats, pixel_range, require_images
+from detrojan.defenses.adversarial import require_images
 from detrojan.fitting import Loss, fit, steps_in
 from detrojan.metrics.margin import frozen
 from detrojan.models.classifier import logits
+from detrojan.models.feed import as_floats, pixel_range
 from detrojan.options import option
 from detrojan.registry import defense
 from detrojan.types import Classifier, Rows, Run

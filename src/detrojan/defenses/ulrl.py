@@ -10,10 +10,12 @@ its clean samples, the row of that class in the last linear layer moves more tha
 3. forget:   suspicious rows of the original are drawn anew, uniform in +-sqrt(2 / fan_in), bias 0
 4. relearn:  L = CE + alpha * sum over suspicious rows of cos(w, w_original)
 
-The default departs in two steps, each an option. Locate: unlearning is gentler and repeated, and a class must stand
-out by its largest margin too (`locate=both`). Relearn: a share of every batch is pushed towards the suspicious class,
-in its pixels (`push`) or in place (`shift`), and keeps its true label, so that triggered inputs are recovered; on the
-rest the answers stay near those of the original (`distil`), so that accuracy does:
+The default departs in two steps, each an option. Locate (`locate=both`): unlearning is gentler and repeated, and what
+counts is the share of its way that goes to one class; where no class takes nearly all of it each time, one change of
+pixels is sought that takes all images to a class. Relearn: a part of every batch is pushed towards the suspicious
+class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does) or in place
+(`shift`), and keeps its true label, so that triggered inputs are recovered; on the rest the answers stay near those of
+the original (`distil`), so that accuracy does:
 
     L += distil * T^2 KL(original / T || model / T), T = 2
 
@@ -31,10 +33,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
 
-from detrojan.defenses.adversarial import pixel_range
 from detrojan.defenses.push import push_towards
+from detrojan.errors import InputError
 from detrojan.fitting import Loss, fit
-from detrojan.metrics.margin import max_margins
+from detrojan.metrics.universal import leads
 from detrojan.metrics.unlearning import head_of, row_changes, z_scores
 from detrojan.models.classifier import each_logits, logits
 from detrojan.options import option
@@ -42,12 +44,12 @@ from detrojan.registry import defense
 from detrojan.types import Classifier, Rows, Run
 
 MEASURES = {
-    "both": "z-score by unlearning and by margin (geometric mean)",
-    "margin": "largest margin",
-    "unlearn": "share of the way by unlearning",
+    "both": "twice its share of unlearning; without a finding, the lead of one change for all images too",
+    "share": "twice its share of unlearning",
+    "lead": "lead of one change for all images",
+    "z-score": "modified z-score of its share of unlearning",
 }
-
-
+"""How the backdoored class is found, and what its score is called."""
 TEMPERATURE = 2.0
 """Softens answers before they are compared, so that the less likely classes count too (T)."""
 
@@ -58,19 +60,22 @@ class UlrlOptions:
 
     locate: str = option(
         "both",
-        "how the backdoored class is found: unlearn as published, margin, or both",
+        "how the backdoored class is found: z-score (as published), share of unlearning, lead, or both",
         choices=tuple(MEASURES),
     )
     unlearn_rate: float = option(0.003, "learning rate of unlearning", minimum=0.0, maximum=10.0)
     unlearn_epochs: int = option(20, "passes of unlearning at most", minimum=1, maximum=1000)
     unlearn_batch: int = option(16, "samples in a step of unlearning", minimum=2)
     unlearn_stop: float = option(0.2, "unlearning ends at this accuracy", minimum=0.0, maximum=1.0)
-    repeats: int = option(3, "times that unlearning is repeated, in other orders", minimum=1, maximum=100)
-    threshold: float = option(4.5, "score above which a row is suspicious", minimum=0.0)
+    repeats: int = option(5, "times that unlearning is repeated, in other orders", minimum=1, maximum=100)
+    threshold: float = option(0.8, "score above which a row is suspicious", minimum=0.0)
+    lead: float = option(
+        0.35, "lead of one change for all images (in clean margins) that makes a row suspicious", minimum=0.01
+    )
     most: int = option(2, "suspicious rows at most", minimum=0)
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
     push: float = option(
-        0.1,
+        0.15,
         "how far a pixel is pushed towards the suspicious class (share of its range)",
         minimum=0.0,
         maximum=1.0,
@@ -78,16 +83,21 @@ class UlrlOptions:
     shift: float = option(
         0.05, "how far pixels are moved towards it (share of the edge)", minimum=0.0, maximum=1.0
     )
-    pushed: float = option(0.5, "share of a batch that is pushed or moved", minimum=0.0, maximum=1.0)
+    pushed: float = option(0.25, "share of a batch that is pushed or moved", minimum=0.0, maximum=1.0)
     distil: float = option(2.0, "weight of staying near the original's answers", minimum=0.0, maximum=1e4)
     learning_rate: float = option(0.005, "peak learning rate of relearning", minimum=0.0, maximum=10.0)
+    adam: str = option(
+        "texts",
+        "relearn by Adam, at a tenth of the rate: texts, always or never",
+        choices=("texts", "always", "never"),
+    )
     epochs: int = option(20, "passes of relearning", minimum=1, maximum=1000)
     steps: int = option(400, "steps of relearning at least: few samples take more passes", minimum=0)
     batch_size: int = option(32, "samples in a step", minimum=2)
 
 
 PAPER: dict[str, Any] = {
-    "locate": "unlearn",
+    "locate": "z-score",
     "unlearn_rate": 0.01,
     "unlearn_batch": 128,
     "repeats": 1,
@@ -95,6 +105,7 @@ PAPER: dict[str, Any] = {
     "push": 0.0,
     "shift": 0.0,
     "distil": 0.0,
+    "adam": "never",
     "steps": 0,
     "batch_size": 128,
 }
@@ -125,13 +136,16 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
     if options.distil:
         known = torch.cat(list(each_logits(classifier, clean.inputs))).cpu()
         clean = dataclasses.replace(clean, targets=known)
-    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options)
+    common = torch.zeros(len(rows), *(classifier.shape or ()))
+    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common)
     reinitialise(head_of(classifier), rows, run.seed)
+    adam = options.adam == "always" or (options.adam == "texts" and classifier.task == "text")
     return fit(
         classifier,
         clean,
         run,
-        learning_rate=options.learning_rate,
+        learning_rate=options.learning_rate / 10 if adam else options.learning_rate,
+        adam=adam,
         epochs=passes(options, len(clean)),
         batch_size=options.batch_size,
         loss=loss,
@@ -158,33 +172,30 @@ class Finding:
 
 def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Finding:
     """Find the classes that a backdoor seems to draw."""
-    found: list[Tensor] = []
-    if options.locate != "margin":
-        found.append(
-            row_changes(
-                classifier,
-                clean,
-                run,
-                learning_rate=options.unlearn_rate,
-                epochs=options.unlearn_epochs,
-                batch_size=options.unlearn_batch,
-                stop=options.unlearn_stop,
-                repeats=options.repeats,
-            )
+    by, threshold = options.locate, options.threshold
+    if by == "lead" and classifier.task != "image":
+        raise InputError(f"{classifier.source}: takes texts, and locate=lead changes pixels; choose share")
+    scores = torch.zeros(classifier.classes)
+    evidence = scores
+    if by != "lead":
+        evidence = row_changes(
+            classifier,
+            clean,
+            run,
+            learning_rate=options.unlearn_rate,
+            epochs=options.unlearn_epochs,
+            batch_size=options.unlearn_batch,
+            stop=options.unlearn_stop,
+            repeats=options.repeats,
         )
-    if options.locate != "unlearn":
-        images = clean.inputs.get("pixel_values")
-        bounds = (0.0, 1.0) if images is None else pixel_range(images)
-        found.append(max_margins(classifier, run.seed, bounds=bounds, progress=run.progress))
-    scores = geometric_mean([z_scores(each) for each in found]) if len(found) > 1 else z_scores(found[0])
-    rows = suspicious(scores, options.threshold, options.most)
-    return Finding(MEASURES[options.locate], scores if len(found) > 1 else found[0], scores, tuple(rows))
-
-
-def geometric_mean(scores: list[Tensor]) -> Tensor:
-    """Return the geometric mean of z-scores, each (classes,), of which none counts below 0: all must stand out."""
-    positive = torch.stack(scores).clamp(min=0, max=1e6)  # where MAD is 0 a score is infinite
-    return positive.prod(dim=0) ** (1 / len(scores))
+        scores = z_scores(evidence) if by == "z-score" else 2 * evidence
+    found = suspicious(scores, threshold, options.most)
+    if not found and by in {"lead", "both"} and classifier.task == "image":
+        ahead = leads(classifier, clean, run.seed, progress=run.progress)
+        scores = torch.maximum(scores, ahead * (threshold / options.lead))  # both on one scale
+        evidence = ahead if by == "lead" else scores
+        found = suspicious(scores, threshold, options.most)
+    return Finding(MEASURES[by], evidence, scores, tuple(found))
 
 
 def suspicious(scores: Tensor, threshold: float, most: int) -> list[int]:
@@ -212,10 +223,11 @@ def likeness(head: nn.Linear, original: Tensor, rows: list[int]) -> Tensor:
     return cosine_similarity(head.weight[rows], original[rows], dim=1).sum()
 
 
-def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions) -> Loss:
+def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions, common: Tensor) -> Loss:
     """Return CE + alpha * sum over rows of cos(w, w_original) + distil * distance; original: (classes, features).
 
-    A share of each batch of images is pushed towards the rows first; what is pushed is not distilled.
+    A share of each batch of images is pushed towards the rows first; what is pushed is not distilled. `common`, a
+    change for each row (rows, channels, height, width), is climbed in place from batch to batch.
     """
     pushing = bool(rows) and options.pushed > 0 and (options.push > 0 or options.shift > 0)
 
@@ -223,7 +235,13 @@ def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions) -> 
         count = 0
         if pushing and classifier.task == "image":
             batch, count = push_towards(
-                classifier, batch, rows, size=options.push, shift=options.shift, share=options.pushed
+                classifier,
+                batch,
+                rows,
+                common,
+                size=options.push,
+                shift=options.shift,
+                share=options.pushed,
             )
         out = logits(classifier, batch.inputs)
         value = cross_entropy(out, batch.labels.to(out.device))

@@ -25,6 +25,18 @@ def normalise(classifier: Classifier, images: Tensor) -> Tensor:
     return (scaled - mean) / std
 
 
+def as_floats(images: Tensor) -> Tensor:
+    """Return images as floats that a classifier takes; bytes are brought to 0..1."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def pixel_range(images: Tensor) -> tuple[float, float]:
+    """Return the range of pixels: 0..1 of bytes once they are floats, else what the images span."""
+    if not images.is_floating_point():
+        return 0.0, 1.0
+    return float(images.min()), float(images.max())
+
+
 def tokenise(classifier: Classifier, data: Labelled) -> dict[str, Tensor]:
     """Return input_ids and attention_mask (n, tokens) of texts, padded to the longest and cut at MAX_TOKENS."""
     texts = data.inputs
