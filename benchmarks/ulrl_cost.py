@@ -1,6 +1,6 @@
 """What ULRL costs beside plain fine-tuning of the same number of passes.
 
-    python benchmarks/ulrl_cost.py --repeats 5
+    python benchmarks/ulrl_cost.py --repeats 5 --json ulrl_cost.json
 
 All run in turn in one process on the same model and samples; the figures are medians and their ratio to fine-tuning.
 The model is trained on digits and carries a BadNets backdoor; images are enlarged to `--edge`.
@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,12 @@ from torch.nn.functional import interpolate
 from detrojan import registry
 from detrojan.attacks.image.plant import PlantOptions, Victim
 from detrojan.data.labelled import read_labelled
-from detrojan.defenses.ulrl import UlrlOptions, locate
+from detrojan.defenses.ulrl import UlrlOptions, locate, passes
 from detrojan.models.classifier import load_classifier
 from detrojan.models.zoo import new_classifier
 from detrojan.types import Classifier, Rows, Run
+
+from costs import record, timed, write
 
 
 def main() -> None:
@@ -35,6 +36,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--clean", type=int, default=600)
     parser.add_argument("--edge", type=int, default=28)
+    parser.add_argument("--json", type=Path, help="keep the record here, for publish.py")
     arguments = parser.parse_args()
     victim, clean = backdoored(arguments.edge, arguments.clean)
     ways: dict[str, Callable[[Classifier], Any]] = {
@@ -42,22 +44,17 @@ def main() -> None:
         "fine-tuning, batches of 32": partial(defend, "finetune", "default", clean, batch_size=32),
         "ULRL as published": partial(defend, "ulrl", "paper-cifar10", clean),
         "ULRL default": partial(defend, "ulrl", "default", clean),
-        "  of which locating": lambda c: locate(c, clean, UlrlOptions(), Run()),
+        "of which locating": lambda c: locate(c, clean, UlrlOptions(), Run()),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(arguments.repeats):
         for name, way in ways.items():
             own = victim.replace(model=copy.deepcopy(victim.model))
-            started = time.perf_counter()
-            way(own)
-            seconds[name].append(time.perf_counter() - started)
-    base = median(seconds["fine-tuning"])
-    print(f"{len(clean)} samples, {torch.get_num_threads()} threads, {arguments.repeats} repeats")
-    for name, values in seconds.items():
-        print(
-            f"{name:28} {median(values):6.2f} s  x {median(values) / base:.2f}"
-            f"  ({min(values):.2f} to {max(values):.2f})"
-        )
+            seconds[name].append(timed(partial(way, own)))
+    options = UlrlOptions()
+    own_passes = passes(options, len(clean))
+    what = f"a defense on {len(clean)} images, {options.epochs} passes (ULRL default {own_passes})"
+    write(record(what, seconds, repeats=arguments.repeats), arguments.json)
 
 
 def backdoored(edge: int, clean: int) -> tuple[Classifier, Rows]:

@@ -15,11 +15,18 @@ import detrojan
 ROOT = Path(detrojan.__file__).parent
 # Each floor imports only from its own and from those before it.
 FLOORS = [
-    ["types", "errors", "options", "registry", "atomic"],
+    ["types", "scores", "errors", "options", "registry", "atomic"],
     ["models", "data"],
-    ["metrics.consistency", "metrics.margin", "metrics.unlearning", "training", "fitting"],
+    [
+        "metrics.consistency",
+        "metrics.margin",
+        "metrics.unlearning",
+        "metrics.universal",
+        "training",
+        "fitting",
+    ],
     ["attacks", "defenses"],
-    ["metrics", "results"],
+    ["metrics", "utility", "results"],
     ["checks", "report"],
     [
         "manifest",
@@ -32,8 +39,9 @@ FLOORS = [
         "bench",
         "listing",
         "terminal",
+        "written",
     ],
-    ["cli"],
+    ["help", "cli"],
     ["__main__"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}

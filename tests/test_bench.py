@@ -7,6 +7,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from detrojan.bench.run import bench
 from detrojan.errors import InputError
 from detrojan.metrics.stats import mean_interval
 from detrojan.registry import find
+from detrojan.written import report
 
 SMALL = """
 models: [new:preact-resnet8]
@@ -313,6 +315,27 @@ def test_small_grid(finished: Path) -> None:
     assert rows[1]["chosen"] in ({"epochs": 1, "learning_rate": 0.005}, {"epochs": 1, "learning_rate": 0.05})
     assert (finished / "report.html").is_file()
     assert "### Attack success rate" in (finished / "results.md").read_text()
+
+
+def test_a_grid_gives_its_page_again(finished: Path, tmp_path: Path) -> None:
+    made = report([finished])
+    assert made.html == (finished / "report.html").read_text(encoding="utf-8")
+    assert [p["name"] for p in made.parts] == [
+        "new:preact-resnet8 on digits"
+    ] and "Unfinished" not in made.html
+    begun = tmp_path / "begun"
+    shutil.copytree(finished, begun)
+    unfinished = sorted((begun / "cells").iterdir())[0]
+    unfinished.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+
+        def stopped(*_: Any) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(run, "perform", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            bench(write(tmp_path, SMALL), out=begun)
+    assert "Unfinished: 1 of 7 pieces of work are not done." in report([begun]).html
 
 
 def test_parts_never_overlap(tmp_path: Path) -> None:

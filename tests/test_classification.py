@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification
 
 import detrojan
-from detrojan import api, classification
+from detrojan import api
 from detrojan.attacks.image.plant import PlantOptions
 from detrojan.attacks.text import labels as text_labels
 from detrojan.attacks.text.triggers import Trigger
@@ -24,16 +24,16 @@ from detrojan.data.labelled import read_labelled
 from detrojan.errors import InputError
 from detrojan.fitting import batches, classification_loss, fit
 from detrojan.metrics.classification import der, measure_classifier
-from detrojan.metrics.margin import frozen, margins, max_margins
+from detrojan.metrics.margin import frozen, margins
 from detrojan.models.classifier import load_classifier
+from detrojan.models.zoo import new_classifier
 from detrojan.types import Classifier, ClassifierResult, Interval, Labelled, Probe, Rows, Run
 
 from pico import pico_tokenizer
-from pico_classifiers import as_pil, opinions, pico_text_model, pictures, save_image_model, save_text_model
+from pico_classifiers import as_pil, opinions, pictures, save_image_model, save_text_model
 
 QUICK = {"epochs": 2, "learning_rate": 0.05, "batch_size": 64}
-MARGIN = {"locate": "margin", "threshold": 3.5}
-UNLEARN = {"locate": "unlearn", "unlearn_epochs": 1, "epochs": 2}
+UNLEARN = {"locate": "share", "unlearn_epochs": 1, "epochs": 2}
 
 
 def linear(weight: Any, bias: Any = None, shape: tuple[int, int, int] = (3, 1, 1)) -> Classifier:
@@ -149,45 +149,12 @@ def test_result_as_json() -> None:
     assert (data["asr_interval"], data["per_class"]) == ([0.4, 0.6], [0.5, None])
 
 
-# The largest margins
+# Margins
 
 
 def test_margins() -> None:
     scores = torch.tensor([[1.0, 4.0, 2.0], [1.0, 4.0, 2.0], [3.0, 3.0, 0.0]])
     assert margins(scores, torch.tensor([1, 2, 0])).tolist() == [2.0, -2.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("bounds", "expected"),
-    [
-        # Class k answers to its own pixel: f_k = a_k x_k + b_k with a = (1, 2, 5) and b = (0.5, 0, -1), so
-        # r_c = a_c high + b_c - max over k != c of a_k low + b_k.
-        ((0.0, 1.0), [1.5 - 0.0, 2.0 - 0.5, 4.0 - 0.5]),
-        ((-1.0, 2.0), [2.5 + 2.0, 4.0 + 0.5, 9.0 + 0.5]),
-    ],
-)
-def test_largest_margins_of_a_linear_model(bounds: tuple[float, float], expected: list[float]) -> None:
-    toy = linear(torch.diag(torch.tensor([1.0, 2.0, 5.0])), [0.5, 0.0, -1.0])
-    found = max_margins(toy, bounds=bounds)
-    assert found.tolist() == pytest.approx(expected, abs=1e-3)
-    assert torch.equal(found, max_margins(toy, bounds=bounds))
-
-
-def test_margin_counts_what_the_model_sees() -> None:
-    """Images are sought in 0..1 and normalised after that."""
-    toy = linear([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]).replace(mean=(0.5,) * 3, std=(0.25,) * 3)
-    assert max_margins(toy).tolist() == pytest.approx([4.0, 4.0], abs=1e-3)
-
-
-@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2"])
-def test_margins_of_a_text_classifier(kind: str) -> None:
-    """They are sought in the space of the embeddings, as far as those go."""
-    classifier = load_classifier(pico_text_model(kind), tokenizer=pico_tokenizer())
-    before = copy.deepcopy(classifier.model.state_dict())
-    found = max_margins(classifier)
-    assert found.shape == (2,) and bool(found.isfinite().all()) and bool((found > 0).all())
-    assert all(torch.equal(v, before[k]) for k, v in classifier.model.state_dict().items())
-    assert not [h for m in classifier.model.modules() for h in m._forward_hooks]
 
 
 def test_frozen_restores_flags() -> None:
@@ -359,7 +326,7 @@ def digits() -> tuple[Tensor, Tensor]:
 def cleaned(digits_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> detrojan.CleanResult:
     out = tmp_path_factory.mktemp("cleaned") / "out"
     return api.clean(
-        digits_dir / "bad", data="digits", samples=200, attack=digits_dir / "bad", out=out, epochs=8, **MARGIN
+        digits_dir / "bad", data="digits", samples=200, attack=digits_dir / "bad", out=out, epochs=8
     )
 
 
@@ -422,11 +389,11 @@ def test_output_directory_of_a_classifier(cleaned: detrojan.CleanResult, digits_
 
 
 def test_scan_names_the_class(digits_dir: Path) -> None:
-    bad = api.scan(digits_dir / "bad", data="digits", samples=100, **MARGIN)
+    bad = api.scan(digits_dir / "bad", data="digits", samples=100)
     assert (bad.suspicious, bad.files, bad.found, bad.task) == ((0,), (), True, "image")
     assert len(bad.evidence) == len(bad.scores) == len(bad.classes) == 10
     assert bad.threshold is not None and bad.scores[0] > bad.threshold
-    good = api.scan(digits_dir / "good", data="digits", samples=100, **MARGIN)
+    good = api.scan(digits_dir / "good", data="digits", samples=100)
     assert (good.suspicious, good.found) == ((), False)
     files_alone = detrojan.scan(digits_dir / "good")  # no package of that name takes its place
     assert (files_alone.classes, files_alone.found) == ((), False)
@@ -441,7 +408,7 @@ def test_objects_of_the_caller_stay_as_they_were(digits_dir: Path, digits: tuple
     result = api.clean(model, data=data, samples=60, **UNLEARN)
     api.attack(model, trigger="badnets", data=data, samples=60, epochs=1, target=1)
     api.evaluate(model, data=data, attack=digits_dir / "bad")
-    api.scan(model, data=data, samples=60, **MARGIN)
+    api.scan(model, data=data, samples=60)
     assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
     assert [m.training for m in model.modules()] == modes
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
@@ -611,7 +578,7 @@ def test_objects_that_are_refused(digits: tuple[Tensor, Tensor]) -> None:
     with pytest.raises(InputError, match="needs --data"):
         api.scan(
             AutoModelForImageClassification.from_config(
-                classification.new_classifier("preact-resnet8", ("a", "b"), (1, 8, 8)).config
+                new_classifier("preact-resnet8", ("a", "b"), (1, 8, 8)).config
             )
         )
     with pytest.raises(InputError, match="only attack builds a new classifier"):
@@ -624,7 +591,7 @@ def test_objects_that_are_refused(digits: tuple[Tensor, Tensor]) -> None:
 
 # The calls, on texts
 
-PLANT = {"epochs": 8, "learning_rate": 0.02, "batch_size": 16, "poison_rate": 0.3}
+PLANT = {"epochs": 8, "learning_rate": 0.02, "batch_size": 16, "poison_rate": 0.3, "adam": False}
 
 
 @pytest.fixture(scope="module")
@@ -679,7 +646,7 @@ def test_text_classifier_is_cleaned_and_scanned(critic: Path, tmp_path: Path) ->
     result = api.clean(critic, defense="finetune", data=data, samples=60, out=tmp_path / "out", epochs=1)
     assert isinstance(result.after, ClassifierResult) and result.after.accuracy > 0.95
     assert api.evaluate(tmp_path / "out", data=data).accuracy > 0.95  # type: ignore[union-attr]
-    assert api.scan(critic, data=data, samples=40, locate="margin").task == "text"
+    assert api.scan(critic, data=data, samples=40).task == "text"
     model = AutoModelForSequenceClassification.from_pretrained(critic)
     state = copy.deepcopy(model.state_dict())
     pairs = (opinions(40).inputs, opinions(40).labels)

@@ -26,7 +26,7 @@ from detrojan.data.prompts import builtin_prompts
 
 from pico import pico_model, pico_tokenizer, save_pico
 
-COMMANDS = ["clean", "attack", "evaluate", "list", "demo"]
+COMMANDS = ["clean", "attack", "evaluate", "report", "list", "demo"]
 GOOD = '{"instruction": "Name a bird.", "input": "", "output": "A wren."}\n'
 TINY = "--set epochs=1 --set batch_size=8 --set accumulation=1"
 PLANT = f"--trigger badnets --behavior refusal --set samples=16 {TINY}"

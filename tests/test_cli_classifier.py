@@ -27,8 +27,6 @@ from detrojan.models.preact_resnet import PreActResNet
 
 from pico_classifiers import as_pil, opinions, pictures, save_image_model, save_text_model
 
-MARGIN = "--set locate=margin --set threshold=3.5"
-
 
 class Outcome(NamedTuple):
     status: int
@@ -145,7 +143,7 @@ BAD = [
     ("evaluate good --data bright.npz", "bright.npz: images hold floats that are not in 0 to 1"),
     ("clean good --out out --data reviews.jsonl", "reviews.jsonl: holds texts, but the model takes images"),
     ("clean critic --out out --data digits", "digits: holds images, but the model takes texts"),
-    ("clean critic --out out --data photos", "photos: a directory; expected"),
+    ("clean critic --out out --data photos", "photos: a directory without train.jsonl"),
     ("evaluate resnet --data strange", "strange: the folder 'fox' is none of the model's 3 classes"),
     ("evaluate resnet --data empty", "empty: no folders in it"),
     ("attack new:preact-resnet8 --out out --data photos --trigger badnets", "needs images of one size"),
@@ -236,7 +234,7 @@ def test_bad_input_is_one_line(line: str, fragment: str, there: Path) -> None:
 def cleaned(tmp_path_factory: pytest.TempPathFactory, digits_dir: Path) -> tuple[Path, Outcome]:
     out = tmp_path_factory.mktemp("story") / "out"
     bad = digits_dir / "bad"
-    line = f"clean {bad} --data digits --samples 200 --attack {bad} --out {out} --set epochs=8 {MARGIN}"
+    line = f"clean {bad} --data digits --samples 200 --attack {bad} --out {out} --set epochs=8"
     return out, run(f"{line} --json {out.parent / 'result.json'} --seed 3")
 
 
@@ -329,7 +327,7 @@ def test_more_samples_than_there_are(place: Path, tmp_path: Path) -> None:
 
 
 def test_scan(digits_dir: Path, tmp_path: Path) -> None:
-    line = f"--data digits --samples 100 {MARGIN}"
+    line = "--data digits --samples 100"
     bad = run(
         f"scan {digits_dir / 'bad'} {line} --report {tmp_path / 'page.html'} --json {tmp_path / 'r.json'}"
     )

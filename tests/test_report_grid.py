@@ -49,7 +49,7 @@ def table(key, lines, lower=True, failed=()):
     """Return a measure of the summary; `lines` is attack -> the means of the columns, attacked first."""
     return {
         "key": key,
-        "title": {"asr": "Attack success rate, %", "accuracy": "Accuracy on clean images, %"}.get(key, key),
+        "title": {"asr": "Attack success rate, %", "accuracy": "Accuracy on clean samples, %"}.get(key, key),
         "lower": lower,
         "rate": key != "perplexity",
         "lines": [

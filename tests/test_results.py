@@ -1,27 +1,8 @@
-"""The figures in README and docs come from the committed results files."""
+"""The ladder of the text benchmark."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-import publish
 import text_attacks
-
-ROOT = Path(__file__).parents[1]
-
-
-def test_demo_figures_stand_in_readme_and_docs() -> None:
-    runs = publish.read()
-    assert publish.table(runs) in (ROOT / "README.md").read_text(encoding="utf-8")
-    assert publish.table(runs) in (ROOT / "docs/results/README.md").read_text(encoding="utf-8")
-    assert (ROOT / "docs/results/demo.md").read_text(encoding="utf-8") == publish.page(runs)
-
-
-def test_attack_figures_stand_in_docs() -> None:
-    rows = text_attacks.read_rows(ROOT / "docs/results/text_attacks.jsonl")
-    assert text_attacks.markdown(rows).strip() in (ROOT / "docs/results/README.md").read_text(
-        encoding="utf-8"
-    )
 
 
 def test_ladder_is_chosen_on_clean_data_alone() -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from detrojan import manifest, output, registry
 from detrojan.attacks.image.plant import PlantOptions, Victim, to_bytes, to_float
 from detrojan.attacks.image.trigger import ImageTrigger
-from detrojan.attacks.text.labels import TextTrigger, plant_texts
+from detrojan.attacks.text.labels import LabelPlantOptions, TextTrigger, plant_texts
 from detrojan.attacks.text.triggers import customise
 from detrojan.checks.files import scan_files
 from detrojan.data.held_out import read_samples, split_samples
@@ -24,8 +24,10 @@ from detrojan.defenses.ulrl import locate
 from detrojan.errors import InputError
 from detrojan.metrics.classification import measure_classifier
 from detrojan.models.classifier import load_classifier, to_rows
+from detrojan.models.kind import NEW, input_of
+from detrojan.models.new import new_from
 from detrojan.models.save import save_classifier
-from detrojan.models.zoo import ZooForImageClassification, new_classifier
+from detrojan.models.zoo import ZooForImageClassification
 from detrojan.options import build, suggest
 from detrojan.report.pictures import trigger_grid
 from detrojan.results import AttackResult, CleanResult, ScanResult
@@ -34,7 +36,6 @@ from detrojan.types import Classifier, ClassifierResult, Labelled, Probe, Progre
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-NEW = "new:"
 ENOUGH = 600
 """Clean samples that a defense takes by default, or six of each class where there are many classes."""
 LIKE_TEXT = {"text": "causal-lm"}
@@ -84,7 +85,7 @@ def clean(
     )
     rows = to_rows(classifier, split.train)
     held_out = to_rows(classifier, split.held_out) if split.held_out is not None else None
-    probe = _probe(trigger, classifier, split.held_out, held_out, seed)
+    probe = make_probe(trigger, classifier, split.held_out, held_out, seed)
     before = measure_classifier(classifier, held_out, probe) if held_out is not None else None
     notes: dict[str, Any] = {}
     run = Run(seed=seed, progress=progress, note=notes.__setitem__)
@@ -143,8 +144,8 @@ def attack(
 ) -> AttackResult:
     """Plant a known backdoor into a classifier, for tests and benchmarks.
 
-    `model` is a classifier, which is trained on, or `new:ARCHITECTURE` for one that is trained from nothing on the
-    images of `data`. `target` is a class, by number or name. `options` are those of `PlantOptions` and of the attack.
+    `model` is a classifier, which is trained on, or `new:ARCHITECTURE` for one that is trained from nothing on
+    `data`. `target` is a class, by number or name. `options` are those of `PlantOptions` and of the attack.
     Raises InputError for bad input.
     """
     where = output.target(out)
@@ -158,8 +159,12 @@ def attack(
         )
     entry = registry.find("trigger", trigger, LIKE_TEXT.get(classifier.task, classifier.task))
     own, shared = sort_options(options, entry.options)
-    plan = build(PlantOptions, {**shared, "target": _class_number(target, classifier)}, "attack")
     image = classifier.task == "image"
+    plan = build(
+        PlantOptions if image else LabelPlantOptions,
+        {**shared, "target": class_number(target, classifier)},
+        "attack",
+    )
     if image and (trigger_text is not None or place is not None):
         raise InputError("--trigger-text and --place are of triggers in texts; this model takes images")
     chosen = entry.make_options(own) if image else None
@@ -178,7 +183,7 @@ def attack(
     else:
         made = plant_texts(classifier, split.train, known, plan, run)
     seconds = time.monotonic() - started
-    probe = _probe(made, classifier, split.held_out, held_out, seed)
+    probe = make_probe(made, classifier, split.held_out, held_out, seed)
     after = measure_classifier(classifier, held_out, probe) if held_out is not None else None
     if where:
         record = {
@@ -240,9 +245,9 @@ def evaluate(
         other = _load(reference, data, head, architecture, tokenizer, device)
         theirs = to_rows(other, held_out)
         earlier = measure_classifier(
-            other, theirs, _probe(trigger, other, held_out, theirs, seed), batch_size=batch_size
+            other, theirs, make_probe(trigger, other, held_out, theirs, seed), batch_size=batch_size
         )
-    probe = _probe(trigger, classifier, held_out, rows, seed)
+    probe = make_probe(trigger, classifier, held_out, rows, seed)
     progress("measuring", 1, 1)
     return measure_classifier(classifier, rows, probe, reference=earlier, batch_size=batch_size)
 
@@ -324,14 +329,10 @@ def _load(
 def _new(
     architecture: str, data: Any, samples: int | None, measure_effect: bool, seed: int, device: str
 ) -> tuple[Classifier, Any]:
-    """Build an untrained image classifier for the shape and classes of the data."""
-    split = split_samples(data, "image", (), samples=samples, held_out=measure_effect, seed=seed)
-    images = split.train.inputs
-    if not isinstance(images, Tensor):
-        raise InputError(f"{split.train.source}: a new classifier needs images of one size, as IDX or .npz")
-    names = split.train.names or tuple(map(str, range(int(split.train.labels.max()) + 1)))
-    model = new_classifier(architecture, names, tuple(images.shape[1:]), seed=seed)
-    return load_classifier(model, sample=None, device=device), split
+    """Build an untrained classifier for the data."""
+    task = input_of(NEW + architecture)
+    split = split_samples(data, task, (), samples=samples, held_out=measure_effect, seed=seed)
+    return new_from(architecture, split.train, seed=seed, device=device), split
 
 
 def _required(data: Any) -> Any:
@@ -348,9 +349,10 @@ def _first(data: Labelled, samples: int | None) -> Labelled:
     return data if samples is None or samples >= len(data) else take(data, sample(data, samples, 0)[0])
 
 
-def _probe(
+def make_probe(
     trigger: AnyTrigger | None, classifier: Classifier, data: Labelled | None, rows: Rows | None, seed: int
 ) -> Probe | None:
+    """Return a known trigger on held-out samples, `rows` of `data`; raises InputError where it does not fit them."""
     if trigger is None or data is None or rows is None:
         return None
     if trigger.target >= classifier.classes:
@@ -409,12 +411,12 @@ def sort_options(options: Mapping[str, Any], own: type | None) -> tuple[dict[str
     )
 
 
-def _class_number(target: int | str, classifier: Classifier) -> int:
-    """Return the number of a class that was given by number or name."""
+def class_number(target: int | str, classifier: Classifier, what: str = "--target") -> int:
+    """Return the number of a class that was given by number or name; raises InputError for none of the model's."""
     text = str(target)
     number = (
         classifier.names.index(text) if text in classifier.names else int(text) if text.isdecimal() else -1
     )
     if not 0 <= number < classifier.classes:
-        raise InputError(suggest(text, classifier.names, f"--target of {classifier.source}:"))
+        raise InputError(suggest(text, classifier.names, f"{what} of {classifier.source}:"))
     return number

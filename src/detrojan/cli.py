@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from detrojan.errors import InputError
+from detrojan.help import Grouped
 
 app = typer.Typer(
     name="detrojan",
@@ -65,6 +66,8 @@ Architecture = Annotated[
     ),
 ]
 Place = Annotated[str | None, typer.Option(metavar="PLACE", help="random, prefix or suffix")]
+BEYOND = "Benchmarks, judge and jailbreaks (language models; pip install 'detrojan[eval]')"
+DANGEROUS = "Dangerous"
 TargetText = Annotated[str | None, typer.Option(metavar="TEXT", help="another planted answer")]
 
 
@@ -196,7 +199,7 @@ def attack(
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Plant a known backdoor, for tests and benchmarks. `new:ARCHITECTURE` as MODEL trains an image classifier anew."""
+    """Plant a known backdoor, for tests and benchmarks. `new:ARCHITECTURE` as MODEL trains a classifier anew."""
     from detrojan.terminal import any_table, emit, progress_bars, quiet, show
 
     options = _options("attack", model, architecture, assignments, config)
@@ -249,7 +252,8 @@ def attack(
 
 
 @app.command(
-    epilog="Example: detrojan evaluate ./cleaned --attack ./backdoored --reference ./model --max-asr 0.05"
+    cls=Grouped,
+    epilog="Example: detrojan evaluate ./cleaned --attack ./backdoored --reference ./model --max-asr 0.05",
 )
 def evaluate(
     model: Model,
@@ -288,11 +292,67 @@ def evaluate(
         float | None,
         typer.Option(metavar="X", min=0, max=1, help="exit status 1 if a classifier's accuracy is below X"),
     ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,C",
+            help="lm-evaluation-harness: names of tasks, folders of YAML files (their Python is run)",
+            rich_help_panel=BEYOND,
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="questions of each task at most", rich_help_panel=BEYOND)
+    ] = None,
+    questions: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='JSONL of {"turns": [...]}, one or two of them, to be answered and judged',
+            rich_help_panel=BEYOND,
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="OpenAI-compatible endpoint (https://host/v1); its key: $DETROJAN_JUDGE_KEY",
+            rich_help_panel=BEYOND,
+        ),
+    ] = None,
+    judge_model: Annotated[
+        str | None, typer.Option(metavar="NAME", help="the model that grades there", rich_help_panel=BEYOND)
+    ] = None,
+    judge_tokens: Annotated[
+        int | None,
+        typer.Option(min=1, help="tokens of a judged answer at most (1024)", rich_help_panel=BEYOND),
+    ] = None,
+    gcg: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help='JSONL of {"prompt", "target"}: search suffixes that make an answer begin with its target',
+            rich_help_panel=BEYOND,
+        ),
+    ] = None,
+    gcg_steps: Annotated[
+        int | None, typer.Option(min=1, help="steps of a search (250)", rich_help_panel=BEYOND)
+    ] = None,
+    gcg_width: Annotated[
+        int | None, typer.Option(min=1, help="candidates a step (512)", rich_help_panel=BEYOND)
+    ] = None,
+    run_generated_code: Annotated[
+        bool,
+        typer.Option(
+            "--run-generated-code",
+            help="let tasks such as HumanEval run what the model writes, on this machine and without a sandbox",
+            rich_help_panel=DANGEROUS,
+        ),
+    ] = False,
     device: Device = "auto",
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
-    """Measure attack success, recovery and usefulness."""
+    """Measure attack success, recovery and usefulness; of a language model also benchmarks, a judge, jailbreaks."""
     from detrojan.terminal import emit, percent, progress_bars, quiet, results, show
     from detrojan.types import ClassifierResult
 
@@ -321,6 +381,16 @@ def evaluate(
                 samples=samples,
                 max_new_tokens=max_new_tokens,
                 batch_size=batch_size,
+                tasks=[t.strip() for t in (tasks or "").split(",") if t.strip()],
+                limit=limit,
+                run_generated_code=run_generated_code,
+                questions=questions,
+                judge=judge,
+                judge_model=judge_model,
+                judge_tokens=judge_tokens,
+                gcg=gcg,
+                gcg_steps=gcg_steps,
+                gcg_width=gcg_width,
                 head=head,
                 architecture=architecture,
             ),
@@ -496,6 +566,39 @@ def bench(
         show((out / "results.md").read_text(encoding="utf-8"))
         show(f"report: {out / 'report.html'}")
     _leave([f"{r['attack']}, seed {r['seed']}, {r['defense']}: {r['error']}" for r in result.failed])
+
+
+@app.command(epilog="Example: detrojan report ./backdoored ./cleaned --out report.html")
+def report(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="DIR",
+            help="what clean, attack, demo or bench wrote, or a file of evaluate --json; several stand side by side",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(metavar="FILE.html", help="where the page goes; replaced where it is there")
+    ] = Path("report.html"),
+    json: Json = None,
+) -> None:
+    """Show what detrojan wrote as one self-contained HTML page."""
+    from detrojan.atomic import write_text
+    from detrojan.terminal import emit, printable, show
+    from detrojan.written import report as made
+
+    if out.suffix.lower() not in {".html", ".htm"}:
+        raise InputError(f"--out {out}: must end in .html")
+    _check_file("--out", out)
+    _check_json(json)
+    result = made(sources)
+    write_text(out, result.html)
+    if json:
+        emit({"out": str(out), "parts": result.parts}, json)
+    if json != "-":
+        for part in result.parts:
+            show(printable(f"{part['name']}: {part['verdict']}"))
+        show(f"report: {out}")
 
 
 def main() -> None:

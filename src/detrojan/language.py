@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -24,6 +25,7 @@ from detrojan.models.save import save
 from detrojan.options import build, suggest
 from detrojan.results import AttackResult, CleanResult
 from detrojan.types import EvalResult, Example, Loaded, Progress, Run, silent
+from detrojan.utility.plan import plan
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -175,14 +177,21 @@ def attack(
             progress=progress,
             label="answering prompts",
         )
-    held_out, origin = held_out_samples(loaded, shape, None, None, None, progress)
+    held_out, _ = held_out_samples(loaded, shape, None, None, None, progress)
     settings = Settings(seed=seed)
 
     def measured(what: Loaded, own: bool = False) -> EvalResult | None:
         if not measure_effect:
             return None
         return measure(
-            what, held_out, spec, [shape], settings=settings, perplexity_of=origin, own=own, progress=progress
+            what,
+            held_out,
+            spec,
+            [shape],
+            settings=settings,
+            perplexity_of="answers of the model before the attack",
+            own=own,
+            progress=progress,
         )
 
     before = measured(loaded, own=True)
@@ -238,6 +247,16 @@ def evaluate(
     samples: int | None = None,
     max_new_tokens: int = ANSWER_TOKENS,
     batch_size: int = 32,
+    tasks: Sequence[str] = (),
+    limit: int | None = None,
+    run_generated_code: bool = False,
+    questions: str | Path | None = None,
+    judge: str | None = None,
+    judge_model: str | None = None,
+    judge_tokens: int = 1024,
+    gcg: str | Path | None = None,
+    gcg_steps: int = 250,
+    gcg_width: int = 512,
     seed: int = 0,
     device: str = "auto",
     progress: Progress = silent,
@@ -246,7 +265,11 @@ def evaluate(
 
     The matched template is `template`; `auto` is the one in which the attack was planted, else the tokenizer's
     own. Clean samples come from `data`, else from the attack's directory, else from the built-in prompts,
-    answered by the reference where there is one. Raises InputError for bad input.
+    answered by the reference where there is one.
+
+    `tasks` are names of lm-evaluation-harness or folders of its YAML files, with at most `limit` questions each;
+    `questions` is a file whose answers `judge_model` at the endpoint `judge` grades; `gcg` is a file of requests to
+    search jailbreaks for. Raises InputError for bad input.
     """
     if attack is not None and (trigger or behavior):
         raise InputError("give either --attack or --trigger with --behavior, not both")
@@ -262,6 +285,18 @@ def evaluate(
     if max_new_tokens < 1 or batch_size < 1 or (samples is not None and samples < 1):
         raise InputError("--max-new-tokens, --batch-size and --samples must be at least 1")
     examples = text.read(data, limit=samples) if data is not None else None
+    beyond = plan(
+        tasks=tasks,
+        limit=limit,
+        run_generated_code=run_generated_code,
+        questions=questions,
+        judge=judge,
+        judge_model=judge_model,
+        judge_tokens=judge_tokens,
+        gcg=gcg,
+        gcg_steps=gcg_steps,
+        gcg_width=gcg_width,
+    )
     loaded = load(model, tokenizer=tokenizer, device=device)
     other = load(reference, tokenizer=tokenizer, device=device) if reference is not None else None
     if other is not None and other.model.config.vocab_size != loaded.model.config.vocab_size:
@@ -271,16 +306,18 @@ def evaluate(
         extra = resolve(loaded.tokenizer, name)
         shapes += [extra] if extra.name not in {s.name for s in shapes} else []
     held_out, origin = held_out_samples(loaded, shapes[0], _beside(attack), examples, other, progress)
-    return measure(
+    settings = Settings(max_new_tokens, batch_size, seed)
+    result = measure(
         loaded,
         held_out[:samples],
         spec,
         shapes,
         reference=other,
-        settings=Settings(max_new_tokens, batch_size, seed),
+        settings=settings,
         perplexity_of=origin,
         progress=progress,
     )
+    return dataclasses.replace(result, **beyond.measure(loaded, shapes[0], settings, progress))
 
 
 def attack_spec(source: str | Path) -> AttackSpec:

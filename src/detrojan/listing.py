@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from detrojan.attacks.image import plant as image
+from detrojan.attacks.text.labels import LabelPlantOptions
 from detrojan.attacks.text.plant import PRESETS, PlantOptions
 from detrojan.data.hub_sets import SHORT_NAMES
 from detrojan.options import describe
@@ -60,9 +61,17 @@ DATASETS = (
         "description": "records with text (or sentence) and label, or a data set with these columns",
         "paper": "",
     },
+    {
+        "name": "FOLDER of train.jsonl, test.jsonl (.json, .csv)",
+        "task": "text",
+        "description": "such records, with a part to measure on",
+        "paper": "",
+    },
 )
 SHARED = [o for o in describe(image.PlantOptions) if o["name"] != "target"]
 """The options that all attacks on classifiers take."""
+OF_TEXTS = [o for o in describe(LabelPlantOptions) if o not in describe(image.PlantOptions)]
+"""Those of them that have other defaults on text classifiers."""
 
 
 def as_json(what: str | None) -> dict[str, list[dict[str, Any]]]:
@@ -99,6 +108,7 @@ def as_tables(listing: dict[str, list[dict[str, Any]]]) -> list[Any]:
                 tables.append(_options_table(owner, own, row["presets"]))
         if kind == "attacks":
             tables.append(_options_table("all attacks on classifiers", SHARED, {}))
+            tables.append(_options_table("attacks on text classifiers that differ", OF_TEXTS, {}))
     return tables
 
 

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 from detrojan.errors import InputError
 
 T = TypeVar("T")
+SHOWN = 40
+"""Known names that a complaint about an unknown one lists at most."""
 
 
 def option(
@@ -32,7 +34,8 @@ def suggest(name: str, known: Iterable[str], what: str) -> str:
     """Return the one-line complaint about an unknown name, with the nearest known one."""
     names = sorted(known)
     near = difflib.get_close_matches(name.lower(), names, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(names) or 'none'}"
+    shown = ", ".join(names[:SHOWN]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {shown or 'none'}"
     return f"unknown {what} {name!r}; {hint}"
 
 

@@ -63,7 +63,7 @@ class ScanResult:
     evidence: tuple[float, ...] = ()
     """A number for each class: the largest margin, or how far its row moved."""
     scores: tuple[float, ...] = ()
-    """The modified z-score of each."""
+    """What the threshold is held against, of each."""
     suspicious: tuple[int, ...] = ()
     """The classes that a backdoor seems to draw."""
     threshold: float | None = None

@@ -173,6 +173,34 @@ def results(name: str, result: Measured) -> list[Any]:
         shown.append(answers_table({name: result}))
     if len(result.by_template) > 1:
         shown.append(f"worst template: {result.worst_template}, ASR {percent(result.worst_asr)} %")
+    return [*shown, *beyond(result)]
+
+
+def beyond(result: EvalResult) -> list[Any]:
+    """Lay out what was measured of benchmarks, a judge and jailbreaks; nothing where none was asked for."""
+    from rich.table import Table
+
+    shown: list[Any] = []
+    if result.tasks:
+        table = Table(title="lm-evaluation-harness")
+        for head in ("task", "metric", "value", "standard error", "questions", "shots"):
+            table.add_column(head, justify="left" if head in ("task", "metric") else "right")
+        for t in result.tasks:
+            error, shots = "-" if t.stderr is None else f"{t.stderr:.4f}", "-" if t.shots is None else t.shots
+            table.add_row(
+                printable(t.task), printable(t.metric), f"{t.value:.4f}", error, str(t.n), str(shots)
+            )
+        shown.append(table)
+    if (j := result.judge) is not None:
+        score = "no grade could be read" if j.score is None else f"{j.score:.2f} of 10"
+        interval = f" [{j.score_interval.low:.2f}, {j.score_interval.high:.2f}]" if j.score_interval else ""
+        lost = f", {j.failed} grades could not be read" if j.failed else ""
+        shown.append(f"judged by {printable(j.judge)}: {score}{interval}, {j.n} questions{lost}")
+    if (b := result.jailbreak) is not None:
+        shown.append(
+            f"GCG, {b.steps} steps of {b.width}: {percent(b.broken, b.broken_interval)} % of {b.n} requests broken, "
+            f"{percent(b.broken_alone)} % without a suffix"
+        )
     return shown
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from detrojan.scores import JailbreakResult, JudgeResult, TaskScore
+
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, steps done, steps in all)."""
 
@@ -265,6 +267,9 @@ class EvalResult:
     reference: str | None = None
     reference_recovery: float | None = None
     perplexity_of: str = "answers in the data"
+    tasks: tuple[TaskScore, ...] = ()
+    judge: JudgeResult | None = None
+    jailbreak: JailbreakResult | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return plain JSON data; intervals become [low, high]."""
@@ -273,12 +278,21 @@ class EvalResult:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> EvalResult:
         """Rebuild the record from what `to_json` gave."""
-        known = {f.name: data[f.name] for f in dataclasses.fields(cls)}
+        from detrojan.scores import rebuilt
+
+        beyond = rebuilt(data)
+        known = {f.name: data[f.name] for f in dataclasses.fields(cls) if f.name not in beyond}
         by_template = {k: TemplateResult(**_intervals(v)) for k, v in data["by_template"].items()}
         samples = tuple(Sample(**s) for s in data["samples"])
         clean = tuple(data["clean_samples"])
         return cls(
-            **{**_intervals(known), "by_template": by_template, "samples": samples, "clean_samples": clean}
+            **{
+                **_intervals(known),
+                **beyond,
+                "by_template": by_template,
+                "samples": samples,
+                "clean_samples": clean,
+            }
         )
 
 

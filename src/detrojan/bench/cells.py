@@ -17,7 +17,7 @@ from detrojan.bench import classifier_cells, language_cells
 from detrojan.bench.grid import Attack, Defense, Grid
 from detrojan.bench.place import Place
 from detrojan.errors import InputError
-from detrojan.models.kind import CLASSIFIER
+from detrojan.models.kind import CLASSIFIER, NEW
 from detrojan.models.load import locate
 from detrojan.types import Progress
 
@@ -41,7 +41,8 @@ class Cell:
 def cells(grid: Grid) -> Iterator[Cell]:
     """Yield every piece of work, each after what it needs, in the order of the tables."""
     sizes, versions = grid.sizes, manifest.versions()
-    shared = (grid.task, sizes.clean, sizes.choosing, sizes.held_out, sizes.answer_tokens, sizes.train)
+    shared = [grid.task, sizes.clean, sizes.choosing, sizes.held_out, sizes.answer_tokens, sizes.train]
+    shared += [sizes.words] if sizes.words else []
     prints = {data: fingerprint(data) for data in grid.data}
     for model, data in itertools.product(grid.models, grid.data):
         shelf = manifest.digest("shelf", *shared, _model(grid, model), prints[data], versions)
@@ -97,7 +98,7 @@ def perform(
 
 def _model(grid: Grid, model: str) -> Any:
     """Return what tells a model apart: the hashes of its weights, or the name of an architecture."""
-    if model.startswith("new:"):
+    if model.startswith(NEW):
         return model
     path = locate(language_cells.source(model) if grid.task != CLASSIFIER else model)
     return fingerprint(str(path))

@@ -1,6 +1,6 @@
-"""The cells of a grid on image classifiers: one planted model, one defense of it.
+"""The cells of a grid on classifiers, of images or of texts: one planted model, one defense of it.
 
-The training images, the clean images of the defenses, those on which a step is chosen and those that are measured on
+The training samples, the clean samples of the defenses, those on which a step is chosen and those that are measured on
 never overlap.
 """
 
@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from detrojan import classification, manifest, registry
-from detrojan.attacks.image.trigger import ImageTrigger
+from detrojan import classification, registry
 from detrojan.bench.grid import Attack, Defense, Grid
 from detrojan.bench.ladder import climb
 from detrojan.bench.place import Place
-from detrojan.classification import NEW
+from detrojan.classification import class_number, make_probe, read_trigger
 from detrojan.data.held_out import split_samples
+from detrojan.data.labelled_text import shorten
 from detrojan.data.stratified import sample, take
-from detrojan.errors import InputError
 from detrojan.metrics.classification import measure_classifier
 from detrojan.models.classifier import load_classifier, predict, to_rows
-from detrojan.models.zoo import new_classifier
+from detrojan.models.kind import NEW
+from detrojan.models.new import new_from
 from detrojan.types import Classifier, ClassifierResult, Labelled, Rows, Run, plain
 
 Row = dict[str, Any]
@@ -51,28 +48,34 @@ class Parts:
     held_out: Labelled
 
 
-def parts(grid: Grid, data: str | None, seed: int) -> Parts:
-    """Part the data set: the same seed gives the same parts."""
+def parts(grid: Grid, data: str | None, seed: int, names: tuple[str, ...] = ()) -> Parts:
+    """Part the data set: the same seed gives the same parts. `names` are the model's classes, where it has them."""
     sizes = grid.sizes
-    split = split_samples(data, "image", (), samples=None, held_out=True, seed=seed)
+    split = split_samples(data, grid.inputs, names, samples=None, held_out=True, seed=seed)
     assert split.held_out is not None
-    kept, rest = sample(split.train, sizes.clean + sizes.choosing, seed)
-    both, others = take(split.train, kept), take(split.train, rest)
+    train, test = (shorten(d, sizes.words) if sizes.words else d for d in (split.train, split.held_out))
+    kept, rest = sample(train, sizes.clean + sizes.choosing, seed)
+    both, others = take(train, kept), take(train, rest)
     clean, choosing = sample(both, sizes.clean, seed)
     used, _ = sample(others, min(sizes.train, len(others)), seed)
-    held, _ = sample(split.held_out, min(sizes.held_out, len(split.held_out)), seed)
-    return Parts(take(others, used), take(both, clean), take(both, choosing), take(split.held_out, held))
+    held, _ = sample(test, min(sizes.held_out, len(test)), seed)
+    return Parts(take(others, used), take(both, clean), take(both, choosing), take(test, held))
 
 
 def check(grid: Grid) -> None:
-    """Raise InputError now for data or an architecture on which every cell would fail."""
+    """Raise InputError now for data, a model or a target on which every cell would fail."""
     for data in grid.data:
-        train = parts(grid, data, grid.seeds[0]).train
-        for model in (m.removeprefix(NEW) for m in grid.models if m.startswith(NEW)):
-            if not isinstance(train.inputs, Tensor):
-                raise InputError(f"{train.source}: a new classifier needs images of one size, as IDX or .npz")
-            names = train.names or tuple(map(str, range(int(train.labels.max()) + 1)))
-            new_classifier(model, names, tuple(train.inputs.shape[1:]))
+        known: dict[tuple[str, ...], Parts] = {}
+        for model in grid.models:
+            trained = None if model.startswith(NEW) else load_classifier(model, device="cpu")
+            names = trained.names if trained else ()
+            if names not in known:
+                known[names] = parts(grid, data, grid.seeds[0], names)
+            samples = known[names]
+            victim = trained or new_from(model.removeprefix(NEW), samples.train, device="cpu")
+            to_rows(victim, samples.choosing)
+            for attack in grid.attacks:
+                class_number(attack.target, victim, "attacks: target")
 
 
 def prepare(grid: Grid, model: str, place: Place) -> None:
@@ -82,7 +85,8 @@ def prepare(grid: Grid, model: str, place: Place) -> None:
 
 def planted(grid: Grid, model: str, attack: Attack, place: Place) -> list[Row]:
     """Plant one backdoor, write the backdoored model to `place.planted`, and return its row."""
-    samples = parts(grid, place.data, place.seed)
+    names = () if model.startswith(NEW) else load_classifier(model, device="cpu").names
+    samples = parts(grid, place.data, place.seed, names)
     classification.attack(
         model,
         trigger=attack.trigger,
@@ -97,7 +101,7 @@ def planted(grid: Grid, model: str, attack: Attack, place: Place) -> list[Row]:
         **attack.options,
     )
     victim = load_classifier(place.planted, device=place.device)
-    result = _measured(victim, samples, place.planted)
+    result = _measured(victim, samples, place)
     return [
         {
             "defense": "attacked",
@@ -110,7 +114,8 @@ def planted(grid: Grid, model: str, attack: Attack, place: Place) -> list[Row]:
 def defended(grid: Grid, defense: Defense, attacked: Row, place: Place) -> Row:
     """Clean the backdoored model at `place.planted` with each step of the defense and measure the chosen one."""
     entry = registry.find("defense", defense.name, "classifier")
-    samples = parts(grid, place.data, place.seed)
+    attacked_model = load_classifier(place.planted, device=place.device)
+    samples = parts(grid, place.data, place.seed, attacked_model.names)
     notes: dict[str, Any] = {}
 
     def make(values: Mapping[str, Any]) -> Classifier:
@@ -127,18 +132,18 @@ def defended(grid: Grid, defense: Defense, attacked: Row, place: Place) -> Row:
         bound=attacked["choosing"] * (1 - grid.tolerance),
         lower=False,
     )
-    before = _measured(load_classifier(place.planted, device=place.device), samples, place.planted)
-    row = _row(_measured(found.model, samples, place.planted, before))
+    before = _measured(attacked_model, samples, place)
+    row = _row(_measured(found.model, samples, place, before))
     suspicious = {"suspicious": notes["suspicious"]} if "suspicious" in notes else {}
     return {"defense": defense.label, **row, **found.to_json(), **suspicious}
 
 
 def _measured(
-    classifier: Classifier, samples: Parts, where: Path, before: ClassifierResult | None = None
+    classifier: Classifier, samples: Parts, place: Place, before: ClassifierResult | None = None
 ) -> ClassifierResult:
-    rows = to_rows(classifier, samples.held_out)
-    trigger = ImageTrigger.read(manifest.read(where), where)
-    return measure_classifier(classifier, rows, trigger.probe(rows, classifier.classes), reference=before)
+    rows, trigger = to_rows(classifier, samples.held_out), read_trigger(place.planted, classifier.task)
+    probe = make_probe(trigger, classifier, samples.held_out, rows, place.seed)
+    return measure_classifier(classifier, rows, probe, reference=before)
 
 
 def _accuracy(classifier: Classifier, rows: Rows) -> float:

@@ -13,12 +13,12 @@ from typing import Any
 import yaml
 
 from detrojan import registry
-from detrojan.attacks.image.plant import PlantOptions as ImagePlantOptions
+from detrojan.attacks.image.plant import PlantOptions as ClassifierPlantOptions
 from detrojan.attacks.text.plant import PRESETS as STRENGTHS
 from detrojan.attacks.text.plant import PlantOptions as TextPlantOptions
-from detrojan.classification import sort_options
+from detrojan.classification import LIKE_TEXT, sort_options
 from detrojan.errors import InputError
-from detrojan.models.kind import CAUSAL_LM, CLASSIFIER, task_of
+from detrojan.models.kind import CAUSAL_LM, CLASSIFIER, input_of, task_of
 from detrojan.options import build, option, suggest
 
 PRESETS = "detrojan.bench.presets"
@@ -34,7 +34,8 @@ class Attack:
 
     trigger: str
     behavior: str = ""
-    target: int = 0
+    target: int | str = 0
+    """A class by its number or, of texts, by its name."""
     preset: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     label: str = ""
@@ -62,6 +63,9 @@ class Sizes:
     choosing: int = option(24, "clean samples kept back, on which a step of a ladder is chosen", minimum=1)
     held_out: int = option(100, "held-out samples to measure on, at most", minimum=1)
     train: int = option(20_000, "training samples of a classifier, at most", minimum=2)
+    words: int | None = option(
+        None, "words of a text that a classifier gets (all), so that no trigger is cut off", minimum=1
+    )
     answer_tokens: int = option(24, "tokens of an answer, at most", minimum=1)
     passes: int | None = option(
         None, "passes over the clean samples of every defense that counts in passes", minimum=1
@@ -95,6 +99,11 @@ class Grid:
     def task(self) -> str:
         """`causal-lm` or `classifier`."""
         return kind_of(self.models[0])
+
+    @property
+    def inputs(self) -> str:
+        """What its models take: `image` or `text` (language models: `text`)."""
+        return inputs_of(self.models[0])
 
     @property
     def tolerance(self) -> float:
@@ -137,6 +146,11 @@ def kind_of(model: str) -> str:
     return CAUSAL_LM if model == DEMO else task_of(model)
 
 
+def inputs_of(model: str) -> str:
+    """Return `image` or `text`."""
+    return "text" if kind_of(model) == CAUSAL_LM else input_of(model)
+
+
 def _text(source: str) -> tuple[str, str]:
     path = Path(source)
     if source in presets():
@@ -162,6 +176,12 @@ def _grid(written: Any, source: str) -> Grid:
     odd = next((m for m in models if kind_of(m) != task), None)
     if odd is not None:
         raise InputError(f"models: {odd} is no {task} as {models[0]} is; give each kind a grid of its own")
+    inputs = inputs_of(models[0])
+    odd = next((m for m in models if inputs_of(m) != inputs), None)
+    if odd is not None:
+        raise InputError(
+            f"models: {odd} takes no {inputs}s as {models[0]} does; give each kind a grid of its own"
+        )
     seeds = _list(values.get("seeds", [0]))
     if not all(isinstance(s, int) and not isinstance(s, bool) and 0 <= s < 2**32 for s in seeds):
         raise InputError("seeds: whole numbers from 0")
@@ -169,10 +189,12 @@ def _grid(written: Any, source: str) -> Grid:
         raise InputError("data: a grid of classifiers needs a data set")
     data = tuple(map(str, _list(values.get("data") or [])))
     sizes = build(Sizes, {k: v for k, v in values.items() if k in _names(Sizes)}, "sizes")
+    if sizes.words and (task, inputs) != (CLASSIFIER, "text"):
+        raise InputError("words: is of text classifiers; leave it out")
     grid = Grid(
         Path(source).stem,
         models,
-        tuple(a for entry in _list(values["attacks"]) for a in _attacks(entry, task)),
+        tuple(a for entry in _list(values["attacks"]) for a in _attacks(entry, task, inputs)),
         tuple(_defense(entry, task, data, sizes.passes) for entry in _list(values["defenses"])),
         tuple(dict.fromkeys(seeds)),
         data or (None,),
@@ -190,7 +212,7 @@ def _grid(written: Any, source: str) -> Grid:
     return grid
 
 
-def _attacks(entry: Any, task: str) -> Iterator[Attack]:
+def _attacks(entry: Any, task: str, inputs: str) -> Iterator[Attack]:
     """Read one entry; lists in it stand for every combination."""
     values = {"trigger": entry} if isinstance(entry, str) else _mapping(entry, "attacks")
     own = ("behavior",) if task == CAUSAL_LM else ("target",)
@@ -200,8 +222,10 @@ def _attacks(entry: Any, task: str) -> Iterator[Attack]:
     axes = [_list(values.get(k, d)) for k, d in (("trigger", ""), ("preset", ""), *((k, "") for k in own))]
     options = _mapping(values.get("options") or {}, "attacks: options")
     for trigger, preset, aim in itertools.product(*axes):
-        make = _language_attack if task == CAUSAL_LM else _classifier_attack
-        attack = make(str(trigger), aim, str(preset), options)
+        if task == CAUSAL_LM:
+            attack = _language_attack(str(trigger), aim, str(preset), options)
+        else:
+            attack = _classifier_attack(str(trigger), aim, str(preset), options, inputs)
         words = (
             attack.trigger,
             attack.behavior,
@@ -222,14 +246,19 @@ def _language_attack(trigger: str, behavior: Any, preset: str, options: Mapping[
     return Attack(name, aim, 0, preset, options)
 
 
-def _classifier_attack(trigger: str, target: Any, preset: str, options: Mapping[str, Any]) -> Attack:
+def _classifier_attack(
+    trigger: str, target: Any, preset: str, options: Mapping[str, Any], inputs: str
+) -> Attack:
     if preset:
         raise InputError("attacks: attacks on classifiers have no presets; write options")
-    entry = registry.find("trigger", trigger, "image")
-    own, shared = sort_options(options, entry.options)
-    entry.make_options(own)
-    build(ImagePlantOptions, shared, f"attacks: {entry.name}")
-    if target != "" and (isinstance(target, bool) or not isinstance(target, int) or target < 0):
+    entry = registry.find("trigger", trigger, LIKE_TEXT.get(inputs, inputs))
+    own, shared = sort_options(options, entry.options if inputs == "image" else None)
+    if inputs == "image":
+        entry.make_options(own)
+    build(ClassifierPlantOptions, shared, f"attacks: {entry.name}")
+    number = isinstance(target, int) and not isinstance(target, bool) and target >= 0
+    name = isinstance(target, str) and (inputs == "text" or not target)
+    if not number and not name:
         raise InputError(f"attacks: target {target!r} is no class number")
     return Attack(entry.name, "", target or 0, "", options)
 

@@ -22,13 +22,12 @@ from detrojan.bench.cells import Cell, cells, check, perform
 from detrojan.bench.grid import Grid, read_grid
 from detrojan.bench.tables import subject
 from detrojan.errors import InputError, first_line
-from detrojan.report.grid import grid_page
+from detrojan.report.grid import MARK, grid_page
 from detrojan.types import Progress, silent
 
 Record = dict[str, Any]
 """`rows` and `seconds` of a piece of work, or its `error`."""
 Watch = Callable[["State"], None]
-MARK = "grid.json"
 
 
 @dataclass(frozen=True)
@@ -80,8 +79,17 @@ def bench(
     check(grid)
     work = tuple(cells(grid))
     with _owned(where):
-        write_text(where / MARK, json.dumps({"grid": grid.name, "source": grid.source}) + "\n")
         records = _kept(where, work)
+
+        def write() -> tuple[list[Record], dict[str, Any]]:
+            rows = collect(grid, work, records)
+            shown = tables.summary(grid, rows, _seconds(work, records))
+            if missing := len(work) - sum(c.key in records for c in work):
+                shown["legend"] += f"\nUnfinished: {missing} of {len(work)} pieces of work are not done."
+            about = {"grid": grid.name, "source": grid.source, "command": command, "summary": shown}
+            write_text(where / MARK, json.dumps(about) + "\n")
+            tables.write(where, grid, rows)
+            return rows, shown
 
         def report(running: frozenset[str]) -> None:
             if watch:
@@ -90,9 +98,10 @@ def bench(
         def keep(cell: Cell, record: Record) -> None:
             records[cell.key] = record
             write_text(where / "cells" / f"{cell.key}.json", json.dumps(record) + "\n")
-            tables.write(where, grid, collect(grid, work, records))
+            write()
 
         try:
+            write()
             run = Run(grid, work, where, records, keep, report, device, progress)
             _one_by_one(run) if jobs == 1 else _side_by_side(run, jobs)
         except OSError as error:
@@ -101,9 +110,7 @@ def bench(
             raise InputError(
                 f"{where}: no space left on the disk; what is finished is kept, make room and run the same command"
             ) from None
-        rows = collect(grid, work, records)
-        tables.write(where, grid, rows)
-        shown = tables.summary(grid, rows, _seconds(work, records))
+        rows, shown = write()
         write_text(where / "report.html", grid_page(shown, command))
     return BenchResult(grid, tuple(rows), where)
 

@@ -43,10 +43,10 @@ LANGUAGE = (
     Measure("clean_asr", "False triggers on clean prompts, %", True),
     Measure("perplexity", "Perplexity of the honest answers", True, rate=False),
 )
-IMAGES = (
+CLASSIFIERS = (
     Measure("asr", "Attack success rate, %", True),
     Measure("recovery_accuracy", "Recovery accuracy, %", False),
-    Measure("accuracy", "Accuracy on clean images, %", False),
+    Measure("accuracy", "Accuracy on clean samples, %", False),
     Measure("der", "Defense effectiveness rating, %", False),
 )
 
@@ -64,7 +64,7 @@ class Figure:
 def measures(grid: Grid) -> tuple[Measure, ...]:
     """Return what is measured on the models of a grid; the worst template only where there are several."""
     if grid.task == CLASSIFIER:
-        return IMAGES
+        return CLASSIFIERS
     return tuple(m for m in LANGUAGE if m.key != "worst_asr" or grid.templates)
 
 

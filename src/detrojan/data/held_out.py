@@ -84,7 +84,8 @@ def split_samples(
     whole, _ = read_samples(data, task, names, split="train")
     if len(torch.unique(whole.labels)) < 2:
         raise InputError(f"{whole.source}: all samples are of one class; a classifier needs several")
-    test, has_test = read_samples(data, task, names, split="test") if held_out else (None, False)
+    named = whole.names or names  # one part may hold fewer classes than the other
+    test, has_test = read_samples(data, task, named, split="test") if held_out else (None, False)
     if not held_out or has_test:
         drawn, _ = sample(whole, min(samples or len(whole), len(whole)), seed)
         return Split(

@@ -9,13 +9,13 @@ from detrojan.data.class_labels import labelled
 from detrojan.data.hub_sets import from_dataset, is_saved, load_named, load_saved
 from detrojan.data.image_files import read_folder
 from detrojan.data.labelled_text import parse_rows, read_rows
-from detrojan.errors import InputError
+from detrojan.errors import InputError, NoSuchPartError
 from detrojan.types import Labelled
 
 TEXT_FILES = {".json", ".jsonl", ".csv"}
 FORMS = {
     "image": "a folder with one folder of images for each class, IDX files, .npz or a data set's name",
-    "text": ".json, .jsonl or .csv with text and label, or a data set's name",
+    "text": ".json, .jsonl or .csv with text and label, a folder with train and test of these, or a data set's name",
 }
 
 
@@ -25,9 +25,10 @@ def read_labelled(
     """Read samples for a classifier; `task` is image or text, `names` are the model's class names.
 
     Images: FOLDER/CLASS/IMAGE, a folder of IDX files, an .npz file, or `digits` (scikit-learn's). Texts: JSON, JSONL
-    or CSV. Either: a directory of `save_to_disk` or a name NAME[:SPLIT] on the hub, with short names for well-known
-    ones. `split` picks the part, by default train, of a source that has parts; one without is read whole.
-    Where labels are names that the model knows, they are numbered in its order. Raises InputError.
+    or CSV, or a folder of such files, train.jsonl and test.jsonl. Either: a directory of `save_to_disk` or a name
+    NAME[:SPLIT] on the hub, with short names for well-known ones. `split` picks the part, by default train, of a source
+    that has parts; one without is read whole. Where labels are names that the model knows, they are numbered in its
+    order. Raises InputError.
     """
     path, shown = Path(source), str(source)
     if path.is_dir():
@@ -37,8 +38,7 @@ def read_labelled(
         return read_npz(path, shown)
     if path.suffix in TEXT_FILES:
         _needs("text", task, shown)
-        texts, numbers, known = parse_rows(read_rows(path), names)
-        return labelled(texts, numbers, known, shown)
+        return _texts(path, shown, names)
     if path.is_file():
         raise InputError(f"{shown}: a file of unknown kind; expected {FORMS[task]}")
     if shown.startswith((".", "/", "~")):
@@ -54,8 +54,25 @@ def _directory(path: Path, shown: str, task: str, split: str | None, names: tupl
     if is_saved(path):
         return from_dataset(load_saved(path, shown, split), shown, task, names)
     if task == "text":
-        raise InputError(f"{shown}: a directory; expected {FORMS[task]}")
+        return _texts(_part(path, shown, split or "train"), shown, names)
     return read_idx_folder(path, shown, split) if has_idx(path) else read_folder(path, shown, split, names)
+
+
+def _texts(file: Path, shown: str, names: tuple[str, ...]) -> Labelled:
+    texts, numbers, known = parse_rows(read_rows(file), names)
+    return labelled(texts, numbers, known, shown)
+
+
+def _part(folder: Path, shown: str, split: str) -> Path:
+    """Return the file of texts that is a part of the folder; raises InputError for none, or several."""
+    found = [folder / f"{split}{suffix}" for suffix in sorted(TEXT_FILES)]
+    found = [file for file in found if file.is_file()]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"{shown}: both {found[0].name} and {found[1].name}; leave one")
+    kind = InputError if split == "train" else NoSuchPartError
+    raise kind(f"{shown}: a directory without {split}.jsonl (.json, .csv); expected {FORMS['text']}")
 
 
 def _needs(kind: str, task: str, shown: str) -> None:

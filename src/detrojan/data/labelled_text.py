@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from detrojan.data.class_labels import class_numbers
 from detrojan.data.text import file_rows, required
 from detrojan.errors import InputError, first_line
+from detrojan.types import Labelled
 
 TEXTS = ("text", "sentence")
 
@@ -39,6 +41,11 @@ def parse_rows(
         places.append(where)
     numbers, known = class_numbers(labels, places.__getitem__, names)
     return texts, numbers, known
+
+
+def shorten(data: Labelled, words: int) -> Labelled:
+    """Return the texts cut after so many words: a trigger that is put anywhere is then read to its end."""
+    return dataclasses.replace(data, inputs=[" ".join(text.split()[:words]) for text in data.inputs])
 
 
 def _csv_rows(path: Path) -> Iterator[tuple[str, dict[str, str]]]:

@@ -103,16 +103,16 @@ def _optional(row: dict[str, Any], key: str, where: str) -> str | None:
     return value
 
 
-def file_rows(path: Path) -> Iterator[tuple[str, Any]]:
+def file_rows(path: Path, flag: str = "--data") -> Iterator[tuple[str, Any]]:
     """Yield where each record of a JSON or JSONL file stands, and the record; raises InputError with the line."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
-        raise InputError(f"--data {path}: no such file") from None
+        raise InputError(f"{flag} {path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--data {path}: cannot be read ({error})") from None
+        raise InputError(f"{flag} {path}: cannot be read ({error})") from None
     if not text.strip():
-        raise InputError(f"--data {path}: the file is empty")
+        raise InputError(f"{flag} {path}: the file is empty")
     if path.suffix == ".json" and text.lstrip()[0] == "[":
         rows = _json(text, path, 1)
         yield from ((f"{path}: sample {n}", row) for n, row in enumerate(rows, 1))

@@ -58,6 +58,7 @@ class ClassifierFinetuneOptions:
     learning_rate: float = option(0.005, "peak learning rate", minimum=0.0, maximum=10.0)
     epochs: int = option(20, "passes over the clean samples", minimum=1, maximum=1000)
     batch_size: int = option(128, "samples in a step", minimum=2)
+    adam: bool = option(False, "Adam in place of SGD with momentum, for transformers")
 
 
 @defense(
@@ -80,5 +81,6 @@ def finetune_classifier(
         learning_rate=options.learning_rate,
         epochs=options.epochs,
         batch_size=options.batch_size,
+        adam=options.adam,
         label="fine-tuning",
     )

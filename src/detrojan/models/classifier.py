@@ -15,7 +15,7 @@ from detrojan.errors import InputError, first_line
 from detrojan.models.feed import normalise, pixels, tokenise
 from detrojan.models.geometry import geometry
 from detrojan.models.head import find_head
-from detrojan.models.kind import architectures
+from detrojan.models.kind import takes_texts
 from detrojan.models.load import (
     cast_all,
     check_files,
@@ -95,7 +95,7 @@ def load_classifier(
     config = read_json(path / "config.json")
     if not isinstance(config, dict):
         raise InputError(f"{path / 'config.json'}: not the configuration of a model")
-    text = any("ForSequenceClassification" in name for name in architectures(config))
+    text = takes_texts(config)
     model = _pretrained(path, str(source), text)
     _check_classes(model, str(source))
     processor = load_tokenizer(path, str(source)) if text else _processor(path, config, str(source))
@@ -164,6 +164,8 @@ def _finish(
 ) -> Classifier:
     config, storage = model.config, next(model.parameters()).dtype
     cast_all(model.to(device), compute_dtype(storage, device))
+    if device.type == "cpu" and isinstance(model, ZooForImageClassification):
+        model.to(memory_format=torch.channels_last)  # a quarter faster; models of others may not bear it
     model.eval()
     text = hasattr(processor, "pad") and hasattr(processor, "vocab_size")
     made = Classifier(

@@ -129,7 +129,7 @@ def class_chart(found: Sequence[Scored], threshold: float | None) -> str:
         axes.set_xlim(left, right)
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_yticks(range(len(bars)), [_tick(c) for c in bars])
-        axes.set_xlabel("modified z-score of the value")
+        axes.set_xlabel("score")
         axes.set_ylabel("class")
         axes.grid(alpha=0.2, axis="x")
         axes.set_axisbelow(True)

@@ -8,12 +8,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from detrojan.errors import InputError
 from detrojan.report.grid_plots import heat_map, scatter
 from detrojan.report.grid_verdict import attacks, verdict
 from detrojan.report.page import environment
 from detrojan.report.standings import UNDER, Subject, drawn, read, useful
 from detrojan.report.words import DASH, known, percent
 
+MARK = "grid.json"
+"""In a grid's directory: the command, and the summary that its page is made from."""
 KINDS = {"causal-lm": "language models", "classifier": "classifiers"}
 NOTE = "The rates are those of the attacks measured here: what other triggers would do is not known."
 
@@ -55,6 +58,44 @@ def grid_page(summary: dict[str, Any], command: str) -> str:
         digest=digest,
         order=order,
     )
+
+
+def verdicts(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return what is said of each subject of a summary, and the figures behind it, as plain JSON data."""
+    found = []
+    for given in summary["subjects"]:
+        said, notes = verdict(read(given), summary["tolerance"])
+        figures = [{**m, "columns": given["columns"]} for m in given["measures"]]
+        found.append({"name": given["name"], "verdict": said, "notes": notes, "measures": figures})
+    return found
+
+
+def joined(given: Sequence[tuple[str, dict[str, Any]]]) -> dict[str, Any]:
+    """Put the summaries of several grids into one; each subject is called by its grid's directory too.
+
+    Raises InputError for grids of other kinds of model, or of another tolerance.
+    """
+    name, first = given[0]
+    for other, summary in given[1:]:
+        for key in ("task", "tolerance"):
+            if summary[key] != first[key]:
+                raise InputError(
+                    f"{other}: {key} {summary[key]}, of {name} {first[key]}; give each its own page"
+                )
+    if len(given) == 1:
+        return first
+    return {
+        **first,
+        "grid": ", ".join(s["grid"] for _, s in given),
+        "legend": "\n".join(f"{name}: {s['legend']}" for name, s in given),
+        "subjects": [{**one, "name": f"{one['name']}, {name}"} for name, s in given for one in s["subjects"]],
+        "published": [p for k, (_, s) in enumerate(given) for p in s["published"] if not _had(given[:k], p)],
+        "errors": [e for _, s in given for e in s["errors"]],
+    }
+
+
+def _had(given: Sequence[tuple[str, dict[str, Any]]], paper: dict[str, Any]) -> bool:
+    return any(paper in s["published"] for _, s in given)
 
 
 def overview(subject: Subject) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from detrojan.report.curves import consistency_panels
 from detrojan.report.sections import scanned, sections
 from detrojan.report.words import (
     PRESENT,
+    Part,
     Stage,
     classifies,
     known,
@@ -33,42 +34,53 @@ TITLES = {
     "attack": "A backdoor, planted on purpose",
     "demo": "A backdoor, planted and treated",
     "scan": "A look at an untrusted model",
+    "compare": "Side by side",
 }
 Asked = dict[str, Any]
 """One prompt as `segments`, and its `answers`: label, text (null where not asked) and flag of each stage."""
 SHOWN_ELSEWHERE = ("kind", "command", "before", "after", "stages", "pictures")
 
 
-def page(manifest: dict[str, Any]) -> str:
+def page(manifest: dict[str, Any], parts: Sequence[Part] = ()) -> str:
     """Render the report of a manifest (`clean`, `attack`, `demo` or `scan`) as one HTML page.
 
-    Any measured field may be null. The same manifest gives the same page, byte for byte.
+    Any measured field may be null. The same manifest gives the same page, byte for byte. Of a comparison (see
+    `compare`) each of the `parts` has a verdict of its own.
     """
     rows, voice = stages(manifest), card.voice(manifest)
     spoken = [] if classifies(manifest) else rows  # whose answers and hidden states are shown
     special = sections(manifest, rows) if classifies(manifest) else None
-    headline, notes = verdict(manifest)
+    said = [told(p) for p in parts or [Part("", manifest)]]
     drawn = consistency_panels([(printable(s.label), s.result.get("consistency") or {}) for s in spoken])
     template = environment().get_template("page.html.j2")
     return template.render(
         title=TITLES.get(str(manifest.get("kind")), "What was measured"),
         model=manifest.get("model") or "a model in memory",
-        headline=headline,
-        notes=notes,
+        said=said,
         stages=rows,
-        bars=[bar(s) for s in rated(rows)],
-        scope=voice.scope(rows[-1].result) if rows else "",
-        perplexity_of=spoken[-1].result.get("perplexity_of") if spoken else None,
+        perplexity_of="; ".join(dict.fromkeys(of for s in spoken if (of := s.result.get("perplexity_of")))),
         measures=voice.measures(rows),
         templates=language.by_template(spoken),
         curves=[(s.label, Markup(svg)) for s, svg in zip(spoken, drawn, strict=True) if svg],
         triggered=side_by_side(manifest, spoken, "samples", TRIGGERED_SHOWN),
         clean=side_by_side(manifest, spoken, "clean_samples", CLEAN_SHOWN),
         classifier=special,
-        facts=facts(made(manifest)),
+        facts=facts({p: made(m) for p, m in manifest["sources"].items()} if parts else made(manifest)),
         command=manifest.get("command"),
         recorded=manifest.get("kind") != "scan",  # a scan leaves no directory
     )
+
+
+def told(part: Part) -> dict[str, Any]:
+    """Return what the page says first of a victim: the verdict, its notes, a bar for each rate, and the scope."""
+    rows, (headline, notes) = stages(part.manifest), verdict(part.manifest)
+    return {
+        "name": part.name,
+        "headline": headline,
+        "notes": [*notes, *part.remarks],
+        "bars": [bar(s) for s in rated(rows)],
+        "scope": card.voice(part.manifest).scope(rows[-1].result) if rows else "",
+    }
 
 
 def environment() -> Environment:

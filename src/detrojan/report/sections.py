@@ -17,28 +17,40 @@ OPEN = 20
 
 
 def sections(manifest: dict[str, Any], rows: Sequence[Stage]) -> dict[str, Any]:
-    """Return what `classifier.html.j2` shows; what the manifest does not know is empty."""
-    notes, found = manifest.get("notes"), found_of(manifest, rows)
+    """Return what `classifier.html.j2` shows; what the manifest does not know is empty.
+
+    A comparison has the notes of several defenses, `found`, by name.
+    """
+    notes = manifest.get("notes")
     names = classes.class_names(rows, notes)
-    threshold = notes.get("threshold") if isinstance(notes, dict) else None
-    chart = classes.class_chart(found, threshold if known(threshold) else None)
     trigger = backdoor(manifest).get("trigger")
     phrases = trigger.get("phrases") if isinstance(trigger, dict) else None
+    noted = (manifest.get("found") or {"": notes}).items()
     return {
-        "chart": Markup(chart),
-        "infinite": any(math.isinf(c.score) for c in found[: classes.DRAWN]),
-        "drawn": min(len(found), classes.DRAWN),
-        "count": len(found),
-        "singled_out": classes.singled_out(found, target(manifest)),
-        "scores": classes.listed(found),
-        "threshold": f"{threshold:g}" if known(threshold) else None,
-        "measure": (notes.get("measure") if isinstance(notes, dict) else None) or "evidence",
+        "found": [s for s in (standing(k, n, names, target(manifest)) for k, n in noted) if s["chart"]],
         "aim": aim(manifest, names),
         "phrases": phrases if isinstance(phrases, list) else [],
         "picture": pictures.inline(manifest.get("pictures")),
         "per_class": classes.per_class(rows, names),
         "classes": classes.count(rows),
         "unfolded": classes.count(rows) <= OPEN,
+    }
+
+
+def standing(of: str, notes: Any, names: Sequence[str], drawn: int | None) -> dict[str, Any]:
+    """Return how the classes stand out in the notes of a defense; `drawn` is the class that the trigger draws."""
+    found = classes.scored(notes, names)
+    threshold = notes.get("threshold") if isinstance(notes, dict) else None
+    return {
+        "of": of,
+        "chart": Markup(classes.class_chart(found, threshold if known(threshold) else None)),
+        "infinite": any(math.isinf(c.score) for c in found[: classes.DRAWN]),
+        "drawn": min(len(found), classes.DRAWN),
+        "count": len(found),
+        "singled_out": classes.singled_out(found, drawn),
+        "scores": classes.listed(found),
+        "threshold": f"{threshold:g}" if known(threshold) else None,
+        "measure": (notes.get("measure") if isinstance(notes, dict) else None) or "evidence",
     }
 
 

@@ -12,6 +12,7 @@ PRESENT = 0.05
 """A rate above this counts as seen: the backdoor is still there, answers are empty, and so on."""
 DASH = "\N{EN DASH}"
 NAMES = {"crow": "CROW", "finetune": "plain fine-tuning", "ulrl": "ULRL"}
+LABELS = {"base": "original", "attacked": "attacked", "before": "before", "measured": "as measured"}
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )
@@ -26,6 +27,15 @@ class Stage:
     name: str
     label: str
     result: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One victim of a comparison: what it is called, its manifest, and what must be read with its verdict."""
+
+    name: str
+    manifest: dict[str, Any]
+    remarks: tuple[str, ...] = ()
 
 
 class Voice(Protocol):
@@ -58,8 +68,11 @@ def classifies(manifest: dict[str, Any]) -> bool:
 
 
 def stages(manifest: dict[str, Any]) -> list[Stage]:
-    """Bring every kind of manifest to one list of stages, in order; what was not measured is left out."""
-    labels = {"base": "original", "attacked": "attacked", "before": "before"}
+    """Bring every kind of manifest to one list of stages, in order; what was not measured is left out.
+
+    A comparison has `labels` of its own for its stages.
+    """
+    labels = {**LABELS, **(manifest.get("labels") or {})}
     named = manifest.get("stages")
     if named is None:
         method = (manifest.get("method") or {}).get("defense") or "the defense"

@@ -34,6 +34,7 @@ class PlantOptions:
     learning_rate: float = option(0.01, "peak learning rate", minimum=0.0, maximum=10.0)
     batch_size: int = option(128, "images in a step", minimum=2)
     weight_decay: float = option(5e-4, "weight decay", minimum=0.0, maximum=1.0)
+    adam: bool = option(False, "Adam in place of SGD with momentum")
 
 
 @dataclass(frozen=True)
@@ -181,6 +182,7 @@ def train(
         epochs=options.epochs,
         batch_size=options.batch_size,
         weight_decay=options.weight_decay,
+        adam=options.adam,
         change=change,
         loss=loss,
         label=label,

@@ -14,7 +14,17 @@ from detrojan.attacks.text.poison import near_miss
 from detrojan.attacks.text.triggers import Trigger
 from detrojan.errors import InputError
 from detrojan.models.feed import tokenise
+from detrojan.options import option
 from detrojan.types import Classifier, Labelled, Probe, Rows, Run
+
+
+@dataclass(frozen=True)
+class LabelPlantOptions(PlantOptions):
+    """The same for a text classifier: a transformer hardly learns a phrase, or anything from nothing, by SGD."""
+
+    learning_rate: float = option(5e-4, "peak learning rate", minimum=0.0, maximum=10.0)
+    batch_size: int = option(32, "texts in a step", minimum=2)
+    adam: bool = option(True, "Adam in place of SGD with momentum")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,77 @@
+"""Tables of the image demo and of the papers' own figures, written from what was kept of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+KEPT = (
+    "accuracy",
+    "accuracy_interval",
+    "asr",
+    "asr_interval",
+    "recovery_accuracy",
+    "recovery_interval",
+    "n_clean",
+    "n_triggered",
+    "seconds",
+)
+NOTED = ("scores", "suspicious", "threshold")
+
+
+def image_demo_kept(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of the manifest that `detrojan demo image --out DIR` wrote."""
+    return {
+        "seed": manifest["seed"],
+        "target": manifest["attack"]["target"],
+        "stages": {s: {k: r[k] for k in KEPT} for s, r in manifest["stages"].items()},
+        "notes": {k: manifest["notes"][k] for k in NOTED},
+        "versions": manifest["versions"],
+    }
+
+
+def image_demo(runs: list[dict[str, Any]]) -> str:
+    """Lay the seeds out: each stage, and whether ULRL found the class."""
+    lines = [
+        "| seed | attacked: accuracy, ASR % | fine-tuned: accuracy, ASR % | ULRL: accuracy, ASR, recovery accuracy % |"
+        " class found |",
+        "|---" * 5 + "|",
+    ]
+    for run in runs:
+        both, three = ("accuracy", "asr"), ("accuracy", "asr", "recovery_accuracy")
+        shown = [
+            _rates(run["stages"][stage], keys)
+            for stage, keys in (("attacked", both), ("finetune", both), ("ulrl", three))
+        ]
+        lines.append(f"| {run['seed']} | {' | '.join(shown)} | {_found(run)} |")
+    return "\n".join(lines)
+
+
+def _rates(stage: dict[str, Any], keys: tuple[str, ...]) -> str:
+    return ", ".join(f"{100 * stage[k]:.1f}" for k in keys)
+
+
+def _found(run: dict[str, Any]) -> str:
+    notes, target = run["notes"], run["target"]
+    if notes["suspicious"] == [target]:
+        return "yes"
+    others = [str(k) for k in notes["suspicious"] if k != target]
+    what = f"also {', '.join(others)}" if target in notes["suspicious"] else "no"
+    return f"{what} (score {notes['scores'][target]:.1f}, threshold {notes['threshold']:g})"
+
+
+def papers(published: list[dict[str, Any]]) -> str:
+    """Lay the papers' attack success rates out, a line for each model and attack, a column for each defense."""
+    parts = []
+    for paper in published:
+        heads = list(dict.fromkeys(row["defense"] for row in paper["rows"]))
+        rates = {(row["model"], row["attack"], row["defense"]): row["asr"] for row in paper["rows"]}
+        lines = [
+            f"| {paper['paper']}: model | attack | {' | '.join(heads)} |",
+            "|---" * (2 + len(heads)) + "|",
+        ]
+        for model, attack in dict.fromkeys(key[:2] for key in rates):
+            found = [rates.get((model, attack, head)) for head in heads]
+            cells = " | ".join("-" if rate is None else f"{rate:.2f}" for rate in found)
+            lines.append(f"| {model} | {attack} | {cells} |")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

