@@ -37,6 +37,10 @@ AnyTrigger = ImageTrigger | TextTrigger
 Planted = tuple[Classifier, AnyTrigger | None]
 Kept = tuple[Classifier, AnyTrigger | None, float]
 """A model from the disk, its trigger, and the seconds that making it took."""
+PLANTED = 0.8
+"""Attack success from which on a backdoor counts as planted."""
+TARGET = 0
+"""The class that all these backdoors draw."""
 Column = tuple[str, str, dict[str, Any]]
 """Defense, preset, and the options that differ from it."""
 COLUMNS: dict[str, Column] = {
@@ -208,6 +212,51 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     ]
     legend = "Each cell: accuracy / ASR / recovery accuracy in %, mean over the seeds, and seconds."
     return "\n\n".join([*tables, legend]) + "\n"
+
+
+def summary(rows: list[dict[str, Any]], name: str) -> str:
+    """Lay out, for each setting, what the columns did to the backdoors that were planted: means of the seeds."""
+    lines = [
+        f"| {name}: mean of the seeds [lowest, highest] | ASR % | highest ASR % | accuracy lost, points |"
+        " recovery accuracy % | target found, no other | clean model loses, points |",
+        "|---" * 7 + "|",
+    ]
+    for which in dict.fromkeys(map(setting, rows)):
+        mine = [r for r in rows if setting(r) == which]
+        before = {(r["attack"], r["seed"]): r for r in mine if r["column"] == "attacked"}
+        for column in (c for c in dict.fromkeys(r["column"] for r in mine) if c != "attacked"):
+            cells = [r for r in mine if r["column"] == column]
+            there = [r for r in cells if (before[r["attack"], r["seed"]]["asr"] or 0) >= PLANTED]
+            spared = [r for r in cells if r["attack"] == NONE]
+            if there:
+                label = f"{column}, {which[0]}, {which[2]} clean samples"
+                lines.append(f"| {label} | " + " | ".join(_effect(there, spared, before)) + " |")
+    return "\n".join(lines)
+
+
+def _effect(
+    there: list[dict[str, Any]], spared: list[dict[str, Any]], before: dict[tuple[str, int], dict[str, Any]]
+) -> list[str]:
+    def lost(row: dict[str, Any]) -> float:
+        return float(before[row["attack"], row["seed"]]["accuracy"] - row["accuracy"])
+
+    def seeds(rows: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> str:
+        means = [
+            100 * mean(value(r) for r in rows if r["seed"] == s) for s in sorted({r["seed"] for r in rows})
+        ]
+        return f"{mean(means):.1f} [{min(means):.1f}, {max(means):.1f}]"
+
+    harmless = not any(r["attack"] == NONE for r in spared)  # of a model that was never attacked
+    located = any(r["suspicious"] is not None for r in there)
+    hits = sum(r["suspicious"] == [TARGET] for r in there)
+    return [
+        seeds(there, lambda r: r["asr"]),
+        f"{100 * max(r['asr'] for r in there):.1f}",
+        "-" if harmless else seeds(there, lost),
+        seeds(there, lambda r: r["recovery_accuracy"]),
+        f"{hits} of {len(there)}" if located else "-",
+        "-" if harmless else seeds(spared, lost),
+    ]
 
 
 def _table(which: tuple[Any, ...], rows: list[dict[str, Any]]) -> str:

@@ -4,6 +4,7 @@
     python benchmarks/text_attacks.py --out runs/text
     python benchmarks/publish.py --demo demo-0.json demo-1.json demo-2.json --attacks runs/text/results.jsonl
     python benchmarks/publish.py --image-attacks runs/image/results.jsonl
+    python benchmarks/publish.py --scan runs/scan/results.jsonl
     python benchmarks/publish.py --text-classifiers runs/text-classifiers/results.jsonl
     detrojan demo image --seed 0 --out image-0       (and so on for the other seeds)
     python benchmarks/publish.py --image-demo image-0 image-1 image-2
@@ -24,8 +25,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import scan
 import yaml
-from classifiers import markdown
+from classifiers import NONE, markdown, summary
 from rows import read_rows
 
 import costs
@@ -37,6 +39,7 @@ RESULTS = ROOT / "docs" / "results"
 ATTACKS = RESULTS / "text_attacks.jsonl"
 CLASSIFIERS = ("image_attacks", "text_classifiers")
 """Benchmarks of classifiers: their rows, once published, fill the table of that name."""
+ROWS = (*CLASSIFIERS, "scan")
 COSTS = ("crow_cost", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
 NAMES = {"base": "before the attack", "attacked": "attacked", "finetune": "fine-tuned", "crow": "CROW"}
@@ -60,7 +63,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, nargs="+", default=[])
     parser.add_argument("--attacks", type=Path)
     parser.add_argument("--image-demo", type=Path, nargs="+", default=[])
-    for name in (*CLASSIFIERS, *COSTS):
+    for name in (*ROWS, *COSTS):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     arguments = parser.parse_args()
     if arguments.demo:
@@ -75,9 +78,9 @@ def main() -> None:
         ]
         demos = [layout.image_demo_kept(m) for m in manifests]
         (RESULTS / "image_demo.json").write_text(json.dumps(demos, indent=1) + "\n", encoding="utf-8")
-    for name in (*CLASSIFIERS, *COSTS):
+    for name in (*ROWS, *COSTS):
         if getattr(arguments, name):
-            shutil.copyfile(getattr(arguments, name), RESULTS / f"{name}.json{'l' * (name in CLASSIFIERS)}")
+            shutil.copyfile(getattr(arguments, name), RESULTS / f"{name}.json{'l' * (name in ROWS)}")
     runs = read()
     (RESULTS / "demo.md").write_text(page(runs), encoding="utf-8")
     draw(runs, RESULTS / "demo.svg")
@@ -94,6 +97,11 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     for name in CLASSIFIERS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):
             yield page, name, markdown(rows)
+    images = read_rows(RESULTS / "image_attacks.jsonl")
+    attacks = len({r["attack"] for r in images} - {NONE})
+    for where in (ROOT / "README.md", page):
+        yield where, "image_summary", summary(images, f"{attacks} image attacks")
+    yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
     for name in COSTS:
         yield page, name, costs.markdown(read(name))

@@ -15,11 +15,13 @@ from publish import ATTACKS, read
 
 RESULTS = "docs/results/README.md"
 CHECKED = ("README.md", RESULTS)
-OPEN = ("Twelve image attacks",)
-"""Sections whose sentences are not held yet."""
 NOT_MEASURED = (
     "the host took 5 to 12 % of the cores",
     "within 10 % of the attacked model's",  # the ladder's setting
+    "Our goal of 2 % is below that",
+    "none above 10 %",
+    "it reached 4 to 59 % in trials whose rows were not kept",
+    "0.5 % and 5 % clean data",
     "CROW `paper` left 96 and 98 % of it",  # a trial whose rows were not kept
 )
 """Settings, and figures whose results were not kept."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from classifiers import summary
 
 import costs
 import layout
@@ -26,11 +27,9 @@ def flat(text: str) -> str:
 
 
 def prose(text: str) -> str:
-    """Return a document without its written tables, its code and the sections that are not held yet."""
+    """Return a document without its written tables and its code."""
     text = re.sub(r"<!-- (\w+): written by .*?<!-- end of \1 -->", "", text, flags=re.DOTALL)
-    parts = re.split(r"^(?=## )", text, flags=re.MULTILINE)
-    kept = [p for p in parts if p.partition("\n")[0].removeprefix("## ") not in quoted.OPEN]
-    return flat("\n".join(line for p in kept for line in p.splitlines() if not line.startswith("    ")))
+    return flat("\n".join(line for line in text.splitlines() if not line.startswith("    ")))
 
 
 @pytest.mark.parametrize("block", BLOCKS)
@@ -70,6 +69,42 @@ def test_no_percentage_stands_alone(name: str) -> None:
         rest = rest.replace(said, "")
     alone = re.findall(r".{0,60}\d %.{0,30}", rest)
     assert not alone, "put the sentence into benchmarks/quoted.py"
+
+
+def row(
+    attack: str, seed: int, column: str, accuracy: float, asr: float | None, **others: Any
+) -> dict[str, Any]:
+    where = {"architecture": "net", "training": 100, "clean": 10}
+    recovered = None if asr is None else 0.5
+    known = {"attack": attack, "seed": seed, "column": column, "accuracy": accuracy, "asr": asr}
+    return {**where, **known, "recovery_accuracy": recovered, "suspicious": None, **others}
+
+
+def test_summary_of_classifiers_by_hand() -> None:
+    rows = [
+        row("none", 0, "attacked", 0.90, None),
+        row("none", 0, "ulrl", 0.89, None, suspicious=[]),
+        row("a", 0, "attacked", 0.90, 0.9),
+        row("a", 0, "ulrl", 0.88, 0.02, suspicious=[0]),
+        row("b", 0, "attacked", 0.90, 0.8),
+        row("b", 0, "ulrl", 0.90, 0.04, suspicious=[0, 3]),
+        row("weak", 0, "attacked", 0.90, 0.79),  # it was not planted
+        row("weak", 0, "ulrl", 0.10, 0.79, suspicious=[]),
+        row("a", 1, "attacked", 0.80, 0.9),
+        row("a", 1, "ulrl", 0.79, 0.05, suspicious=[]),
+    ]
+    # Seed 0: ASR (2 + 4) / 2 = 3, lost (2 + 0) / 2 = 1; seed 1: 5 and 1. Of three, one found the target alone.
+    expected = (
+        "| ulrl, net, 10 clean samples | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | 50.0 [50.0, 50.0] | 1 of 3 |"
+    )
+    assert summary(rows, "two").splitlines()[2:] == [f"{expected} 1.0 [1.0, 1.0] |"]
+
+
+def test_summary_of_a_model_that_was_never_attacked() -> None:
+    rows = [row("a", 0, "attacked", 0.9, 0.9), row("a", 0, "clean model", 0.9, 0.03)]
+    assert summary(rows, "one").splitlines()[2:] == [
+        "| clean model, net, 10 clean samples | 3.0 [3.0, 3.0] | 3.0 | - | 50.0 [50.0, 50.0] | - | - |"
+    ]
 
 
 def test_a_table_is_put_between_its_markers() -> None:
