@@ -99,7 +99,7 @@ def test_grid_of_texts(finished: Path) -> None:
     labels = [
         "attacked",
         "finetune (ladder)",
-        "ulrl locate=unlearn repeats=1 unlearn_epochs=2",
+        "ulrl locate=share repeats=1 unlearn_epochs=2",
         "fine-pruning",
     ]
     assert [(r["attack"], r["defense"]) for r in rows] == [
