@@ -46,7 +46,7 @@ attacks:
     options: {epochs: 12, learning_rate: 0.01, batch_size: 16, poison_rate: 0.3, adam: true}
 defenses:
   - {name: finetune, ladder: {learning_rate: [0.001, 0.01]}}
-  - {name: ulrl, options: {locate: unlearn, repeats: 1, unlearn_epochs: 2}}
+  - {name: ulrl, options: {locate: share, repeats: 1, unlearn_epochs: 2}}
   - fine-pruning
 """
 STILL = dict.fromkeys(("dropout", "attention_dropout", "seq_classif_dropout"), 0.0)
