@@ -37,7 +37,7 @@ AnyTrigger = ImageTrigger | TextTrigger
 Planted = tuple[Classifier, AnyTrigger | None]
 Kept = tuple[Classifier, AnyTrigger | None, float]
 """A model from the disk, its trigger, and the seconds that making it took."""
-PLANTED = 0.8
+PLANTED = 0.5
 """Attack success from which on a backdoor counts as planted."""
 TARGET = 0
 """The class that all these backdoors draw."""

@@ -18,8 +18,7 @@ CHECKED = ("README.md", RESULTS)
 NOT_MEASURED = (
     "the host took 5 to 12 % of the cores",
     "within 10 % of the attacked model's",  # the ladder's setting
-    "Our goal of 2 % is below that",
-    "none above 10 %",
+    "Our goals were a mean of 2 % and none above 10 %",
     "it reached 4 to 59 % in trials whose rows were not kept",
     "0.5 % and 5 % clean data",
     "CROW `paper` left 96 and 98 % of it",  # a trial whose rows were not kept

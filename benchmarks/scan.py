@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from classifiers import NONE, Bench, kept
+from classifiers import NONE, PLANTED, Bench, kept
 from image_attacks import image_parser, prepare
 from rows import append, read_rows
 
@@ -24,9 +24,6 @@ from detrojan.defenses.ulrl import UlrlOptions, locate
 from detrojan.metrics.classification import measure_classifier
 from detrojan.metrics.stats import wilson
 from detrojan.types import Run
-
-STRONG = 0.8
-"""Attack success from which on a backdoor counts as planted."""
 
 
 @dataclass(frozen=True)
@@ -98,14 +95,14 @@ def summary(rows: list[dict[str, Any]]) -> str:
     from sklearn.metrics import roc_auc_score
 
     clean = [r for r in rows if r["attack"] == NONE]
-    planted = [r for r in rows if r["attack"] != NONE and r["asr"] >= STRONG]
+    planted = [r for r in rows if r["attack"] != NONE and r["asr"] >= PLANTED]
     if not clean or not planted:
         return "not enough models yet\n"
     labels = [0] * len(clean) + [1] * len(planted)
     area = roc_auc_score(labels, [max(r["scores"]) for r in clean + planted])
     flagged, right = sum(bool(r["suspicious"]) for r in clean), sum(map(hit, planted))
     lines = [
-        f"{len(clean)} clean models, {len(planted)} backdoored ones (attack success of at least {STRONG:.0%}"
+        f"{len(clean)} clean models, {len(planted)} backdoored ones (attack success of at least {PLANTED:.0%}"
         f" in {len(planted)} of {len(rows) - len(clean)}); AUROC of the highest score {area:.3f}",
         "",
         f"- clean models flagged: {rate(flagged, len(clean))}",
@@ -116,7 +113,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     ]
     for name in dict.fromkeys(r["attack"] for r in sorted(rows, key=lambda r: r["attack"])):
         mine = [r for r in rows if r["attack"] == name]
-        there = [r for r in mine if name == NONE or r["asr"] >= STRONG]
+        there = [r for r in mine if name == NONE or r["asr"] >= PLANTED]
         wrong = sum(bool(set(r["suspicious"]) - {r["target"]}) for r in there)
         scores = ", ".join(f"{max(r['scores']):.1f}" for r in there)
         counts = ["-", "-"] if name == NONE else [str(len(there)), str(sum(map(hit, there)))]

@@ -88,8 +88,8 @@ def test_summary_of_classifiers_by_hand() -> None:
         row("a", 0, "ulrl", 0.88, 0.02, suspicious=[0]),
         row("b", 0, "attacked", 0.90, 0.8),
         row("b", 0, "ulrl", 0.90, 0.04, suspicious=[0, 3]),
-        row("weak", 0, "attacked", 0.90, 0.79),  # it was not planted
-        row("weak", 0, "ulrl", 0.10, 0.79, suspicious=[]),
+        row("weak", 0, "attacked", 0.90, 0.49),  # it was not planted
+        row("weak", 0, "ulrl", 0.10, 0.49, suspicious=[]),
         row("a", 1, "attacked", 0.80, 0.9),
         row("a", 1, "ulrl", 0.79, 0.05, suspicious=[]),
     ]
