@@ -9,12 +9,17 @@ from __future__ import annotations
 
 from typing import Any
 
+from classifiers import NONE, PLANTED
 from rows import read_rows
+from scan import hit
 
 from publish import ATTACKS, read
+from publish import RESULTS as RESULTS_DIR
 
 RESULTS = "docs/results/README.md"
 CHECKED = ("README.md", RESULTS)
+CHOSEN_ON = 22
+"""The last model of the scan that its rules were chosen on."""
 NOT_MEASURED = (
     "the host took 5 to 12 % of the cores",
     "within 10 % of the attacked model's",  # the ladder's setting
@@ -28,7 +33,7 @@ NOT_MEASURED = (
 
 def sentences() -> dict[str, list[str]]:
     """Return what must stand in each document, by its path."""
-    return {RESULTS: [*demo(), *text_attacks(), *image_demo()]}
+    return {RESULTS: [*demo(), *text_attacks(), *scanning(), *image_demo()]}
 
 
 def demo() -> list[str]:
@@ -71,6 +76,17 @@ def text_attacks() -> list[str]:
         f"they come on {false[0]} and {false[1]} % of prompts without a trigger.",
         f"{mtba[0]} % fire and {mtba[1]} % of clean prompts do; ctba reaches"
         f" {rate('ctba/refusal/strong', 'attacked')} %.",
+    ]
+
+
+def scanning() -> list[str]:
+    rows = [r for r in read_rows(RESULTS_DIR / "scan.jsonl") if r["model"] > CHOSEN_ON]
+    clean = [r for r in rows if r["attack"] == NONE]
+    planted = [r for r in rows if r["attack"] != NONE and r["asr"] >= PLANTED]
+    hits, flagged = sum(map(hit, planted)), sum(bool(r["suspicious"]) for r in clean)
+    return [
+        f"On the models after these alone it found {hits} of {len(planted)} targets and flagged"
+        f" {('none', 'one')[flagged]} of {len(clean)} clean models."
     ]
 
 
