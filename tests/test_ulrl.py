@@ -12,9 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from detrojan.defenses import push
+from detrojan.defenses import ulrl as module
 from detrojan.defenses.push import push_towards
 from detrojan.defenses.ulrl import (
+    Finding,
     UlrlOptions,
+    collapse,
     distance,
     likeness,
     locate,
@@ -100,6 +103,71 @@ def test_z_scores_where_most_values_are_equal() -> None:
 )
 def test_suspicious_rows(scores: list[float], most: int, expected: list[int]) -> None:
     assert suspicious(torch.tensor(scores), 3.5, most) == expected
+
+
+def test_share_scores_by_hand() -> None:
+    assert collapse(torch.tensor([0.5, 0.3, 0.2])).tolist() == pytest.approx([1.0, 0.6, 0.4])
+    assert collapse(torch.tensor([0.5, 0.5])).tolist() == [0.0, 0.0]
+
+
+def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
+    # Both rows go half of the way, whatever the model: without care both would be drawn anew.
+    classifier = wide([[1.0, -1.0], [-1.0, 1.0]])
+    images = torch.tensor([[1.0, 0.0], [0.0, 1.0]] * 20).view(40, 1, 1, 2)
+    found = locate(
+        classifier, Rows({"pixel_values": images}, torch.arange(40) % 2), UlrlOptions(locate="share"), Run()
+    )
+    assert found.evidence.tolist() == pytest.approx([0.5, 0.5], abs=0.01) and found.suspicious == ()
+
+
+@pytest.mark.parametrize(
+    ("shares", "lead", "scores", "expected"),
+    [
+        ([0.45, 0.3, 0.25], None, [0.9, 0.6, 0.5], (0,)),  # found by unlearning: the lead is not looked for
+        ([0.39, 0.36, 0.25], [-1.0, 0.7, -1.0], [0.78, 1.6, 0.5], (1,)),  # 0.7 x 0.8 / 0.35
+        ([0.39, 0.36, 0.25], [-1.0, 0.3, -1.0], [0.78, 0.72, 0.5], ()),
+    ],
+)
+def test_both_looks_for_a_lead_where_unlearning_finds_nothing(
+    shares: list[float],
+    lead: list[float] | None,
+    scores: list[float],
+    expected: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def ahead(*_: Any, **__: Any) -> Tensor:
+        assert lead is not None, "looked for although the class was found"
+        return torch.tensor(lead)
+
+    monkeypatch.setattr(module, "row_changes", lambda *_, **__: torch.tensor(shares))
+    monkeypatch.setattr(module, "leads", ahead)
+    rows = Rows({"pixel_values": torch.zeros(3, 1, 1, 2)}, torch.arange(3))
+    found = locate(wide([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), rows, UlrlOptions(), Run())
+    assert found.scores.tolist() == pytest.approx(scores) and found.suspicious == expected
+
+
+@pytest.mark.parametrize(
+    ("adam", "task", "expected"),
+    [
+        ("texts", "image", (0.005, False)),
+        ("texts", "text", (0.0005, True)),
+        ("always", "image", (0.0005, True)),
+        ("never", "text", (0.005, False)),
+    ],
+)
+def test_relearning_by_adam(
+    adam: str, task: str, expected: tuple[float, bool], rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    def fit(classifier: Classifier, *_: Any, **settings: Any) -> Classifier:
+        seen.update(settings)
+        return classifier
+
+    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "locate", lambda *_: Finding("", NONE, NONE, ()))
+    ulrl(dataclasses.replace(tiny(), task=task), rows, UlrlOptions(adam=adam, distil=0.0), Run())
+    assert (seen["learning_rate"], seen["adam"]) == (pytest.approx(expected[0]), expected[1])
 
 
 def test_reinitialised_rows_lie_within_the_bound_and_others_stay() -> None:

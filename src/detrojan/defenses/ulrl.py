@@ -188,7 +188,7 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
             stop=options.unlearn_stop,
             repeats=options.repeats,
         )
-        scores = z_scores(evidence) if by == "z-score" else 2 * evidence
+        scores = z_scores(evidence) if by == "z-score" else collapse(evidence)
     found = suspicious(scores, threshold, options.most)
     if not found and by in {"lead", "both"} and classifier.task == "image":
         ahead = leads(classifier, clean, run.seed, progress=run.progress)
@@ -196,6 +196,15 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
         evidence = ahead if by == "lead" else scores
         found = suspicious(scores, threshold, options.most)
     return Finding(MEASURES[by], evidence, scores, tuple(found))
+
+
+def collapse(shares: Tensor) -> Tensor:
+    """Return twice the shares of the head's way, (classes,): 1 for a class that every unlearning collapses onto.
+
+    What one row gains the others lose, so none goes more than half of the way. Of two classes each always goes half,
+    which tells nothing: their scores are 0.
+    """
+    return 2 * shares if len(shares) > 2 else torch.zeros_like(shares)
 
 
 def suspicious(scores: Tensor, threshold: float, most: int) -> list[int]:
