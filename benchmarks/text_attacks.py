@@ -3,8 +3,8 @@
     python benchmarks/text_attacks.py --out runs/text --scale laptop
 
 Each cell plants one backdoor and then starts every column from that same model: plain fine-tuning at the papers'
-learning rate and at CROW's, CROW with the published values, and CROW at the best setting of a ladder. The setting
-is chosen on clean data alone: of those that keep the perplexity of clean samples that were not trained on within
+learning rate and at CROW's, CROW with the published values, CROW at the best setting of a ladder, and Recant as it
+comes, which is measured in two more templates too. The ladder's setting is chosen on clean data alone: of those that keep the perplexity of clean samples that were not trained on within
 10 % of the attacked model's, the one with the lowest layer consistency loss on them. Every finished row is
 appended to `results.jsonl`; a run that was stopped goes on where it was. `--table` only prints the table.
 """
@@ -119,6 +119,11 @@ class Bench:
     out: Path
 
     @property
+    def others(self) -> list[Template]:
+        """Templates that the backdoor was not planted in."""
+        return [resolve(self.base.tokenizer, name) for name in ("alpaca", "plain")]
+
+    @property
     def results(self) -> Path:
         return self.out / "results.jsonl"
 
@@ -140,7 +145,8 @@ def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int
     """Measure every column of a cell that is not in the results yet; the planted model is kept on the disk."""
     name = f"{trigger}/{behavior}/{strength}"
     done = {r["column"] for r in read_rows(bench.results) if (r["cell"], r["seed"]) == (name, seed)}
-    spec, run = make_spec(trigger, behavior), Run(bench.shape, seed)
+    notes: dict[str, Any] = {}
+    spec, run = make_spec(trigger, behavior), Run(bench.shape, seed, note=notes.__setitem__)
     where = bench.out / "models" / f"{name.replace('/', '-')}-{seed}"
 
     def record(column: str, make: Callable[[], Loaded], options: Any = None) -> Loaded:
@@ -148,9 +154,11 @@ def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int
         model = make()
         seconds = round(time.monotonic() - started, 1)
         settings = Settings(bench.scale.answer_tokens, batch_size=50)
-        row = summary(measure(model, bench.held_out, spec, [bench.shape], settings=settings))
+        shapes = [bench.shape, *(bench.others if column == "recant" else [])]
+        row = summary(measure(model, bench.held_out, spec, shapes, settings=settings))
         row |= clean_side(model, bench.choosing, bench.shape) | {"seconds": seconds}
-        row |= {"options": dataclasses.asdict(options) if options else None}
+        row |= {"options": dataclasses.asdict(options) if options else None, **notes}
+        notes.clear()
         append(bench.results, {"cell": name, "seed": seed, "column": column, **row})
         print(f"{name} seed {seed} {column}: {row}", flush=True)
         return model
@@ -189,7 +197,7 @@ def columns(behavior: str, scale: Scale) -> dict[str, tuple[str, dict[str, Any],
         "crow paper": ("crow", {**ONE_PIECE, "alpha": alpha}, "paper"),
     }
     named |= {f"crow ladder {k}": ("crow", dict(v), "default") for k, v in enumerate(scale.ladder, 1)}
-    return named
+    return named | {"recant": ("recant", {}, "default")}
 
 
 def own(loaded: Loaded) -> Loaded:
@@ -215,6 +223,8 @@ def summary(result: Any) -> dict[str, Any]:
         "perplexity",
         "n_triggered",
         "empty",
+        "worst_asr",
+        "worst_template",
     )
     row = {k: getattr(result, k) for k in keys}
     row["asr_interval"] = [result.asr_interval.low, result.asr_interval.high]
@@ -236,7 +246,7 @@ def cells_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, int, dict[str, d
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Lay the rows out: ASR (recovery, perplexity) of each column, a line for each cell and seed."""
-    heads = ["base", "attacked", "finetune 2e-4", "finetune 1e-3", "crow paper", "crow ladder (chosen)"]
+    heads = ["base", "attacked", "finetune 2e-4", "finetune 1e-3", "crow paper", "crow ladder (chosen)", "recant"]
     lines = ["| cell | seed | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for name, seed, cell in cells_of(rows):
         shown = {**cell, "crow ladder (chosen)": best_of_ladder(cell)}

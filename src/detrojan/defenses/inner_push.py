@@ -1,0 +1,117 @@
+"""Pushes inside a language model: changes of its hidden states that draw a given answer.
+
+One change for each place (the output of a block, or of the embeddings) and each answer, shared by all prompts and
+climbed from batch to batch:
+
+    d <- P(d - STRIDE * radius * g / |g|),   g = d/dd CE(answer | prompt, d),   P onto |d| <= radius
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, autograd, nn
+
+STRIDE = 0.35
+"""Of the radius: how far a change goes in one step."""
+FRESH = 0.1
+"""How often a change begins anew, so that ways are found that the last one did not lead to."""
+AT_FIRST = 0.1
+"""Of the radius: the length of a change that begins."""
+
+
+@dataclass(frozen=True)
+class Push:
+    """Where one row of a batch is pushed: place, answer, and the tokens from `start` to `end`."""
+
+    place: int
+    answer: int
+    start: int
+    end: int
+
+
+class Ways:
+    """The changes (places, answers, hidden), and the places they are added at."""
+
+    def __init__(
+        self, places: Sequence[nn.Module], radius: Tensor, answers: int, hidden: int, seed: int
+    ) -> None:
+        self.places, self.radius = places, radius
+        self.generator = torch.Generator().manual_seed(seed)
+        self.changes = torch.zeros(len(places), answers, hidden, device=radius.device)
+        for place in range(len(places)):
+            for answer in range(answers):
+                self._renew(place, answer)
+
+    def _renew(self, place: int, answer: int) -> None:
+        direction = torch.randn(self.changes.shape[-1], generator=self.generator).to(self.changes)
+        self.changes[place, answer] = AT_FIRST * self.radius[place] * direction / direction.norm()
+
+    def renewed(self, pushes: Sequence[Push], rng: random.Random) -> None:
+        """Begin some of the changes that the pushes use anew."""
+        for place, answer in sorted({(p.place, p.answer) for p in pushes}):
+            if rng.random() < FRESH:
+                self._renew(place, answer)
+
+    def climb(self, loss: Tensor, changes: Tensor) -> None:
+        """Take a step down the loss of the answers, which was computed with `changes`, and keep it."""
+        (slope,) = autograd.grad(loss, changes)
+        size, radius = slope.norm(dim=-1, keepdim=True), self.radius[:, None, None]
+        stepped = changes.detach() - STRIDE * radius * slope / size.clamp_min(1e-12)
+        length = stepped.norm(dim=-1, keepdim=True).clamp_min(1e-12)
+        self.changes = torch.where(size > 0, stepped * (radius / length).clamp(max=1), self.changes)
+
+    @contextmanager
+    def pushed(self, pushes: Sequence[Push], changes: Tensor) -> Iterator[None]:
+        """While open, add each push's change to its row; rows after the last push are left as they are."""
+        with ExitStack() as stack:
+            for place, module in enumerate(self.places):
+                mine = [(row, p) for row, p in enumerate(pushes) if p.place == place]
+                if mine:
+                    stack.enter_context(_added(module, mine, changes[place]))
+            yield
+
+
+@contextmanager
+def _added(module: nn.Module, mine: Sequence[tuple[int, Push]], changes: Tensor) -> Iterator[None]:
+    """Add changes (answers, hidden) to the rows of what `module` returns: a tensor, or one with others behind it."""
+
+    def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
+        states = output[0] if isinstance(output, tuple) else output
+        where = states.new_zeros(*states.shape[:2], 1)
+        which = torch.zeros(len(states), dtype=torch.long, device=states.device)
+        for row, push in mine:
+            where[row, push.start : push.end] = 1
+            which[row] = push.answer
+        states = states + where * changes[which].unsqueeze(1).to(states.dtype)
+        return (states, *output[1:]) if isinstance(output, tuple) else states
+
+    handle = module.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def median_norms(
+    model: Any, places: Sequence[nn.Module], prompts: Sequence[Sequence[int]], skip: int
+) -> Tensor:
+    """Return the median length (places,) of the states of prompts' tokens behind the first `skip` of each."""
+    norms: list[list[Tensor]] = [[] for _ in places]
+    with ExitStack() as stack:
+        for seen, module in zip(norms, places, strict=True):
+
+            def hook(_module: nn.Module, _args: Any, output: Any, seen: list[Tensor] = seen) -> None:
+                states = output[0] if isinstance(output, tuple) else output
+                seen.append(states[0, skip:].float().norm(dim=-1))
+
+            stack.callback(module.register_forward_hook(hook).remove)
+        with torch.no_grad():
+            for ids in prompts:
+                model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1)
+    return torch.stack([torch.cat(seen).median() for seen in norms])
