@@ -57,17 +57,25 @@ class RecantOptions:
     )
     share: float = option(0.5, "share of a batch that is pushed", minimum=0.0, maximum=1.0)
     trust: float = option(
-        0.0, "weight of the samples' answers against the model's own words", minimum=0.0, maximum=1.0
+        0.5, "weight of the samples' answers against the model's own words", minimum=0.0, maximum=1.0
     )
     learning_rate: float = option(5e-4, "peak learning rate", minimum=0.0, maximum=1.0)
-    steps: int = option(40, "optimizer steps", minimum=1)
+    steps: int = option(60, "optimizer steps for each planted answer", minimum=1)
     batch_size: int = option(8, "samples in a micro-batch", minimum=1)
     accumulation: int = option(1, "micro-batches in an optimizer step", minimum=1)
     rank: int = option(16, "rank of the LoRA on all linear layers", minimum=1)
     max_length: int = option(1024, "tokens of a sample at most", minimum=8)
 
 
-@defense("recant", task="causal-lm", options=RecantOptions, paper="detrojan", presets={"default": {}})
+PRESETS = {
+    "light": {"size": 0.35},
+    "default": {},
+    "strong": {"size": 0.7, "steps": 90},
+}
+"""From the weakest to the strongest: the ladder that `--prove` climbs."""
+
+
+@defense("recant", task="causal-lm", options=RecantOptions, paper="detrojan", presets=PRESETS)
 def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run: Run) -> Loaded:
     """Find the planted answer without its trigger, and unlearn every way to it."""
     if run.template is None:
@@ -77,12 +85,13 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     found = fixed_answers(loaded, drawn, beginnings=options.beginnings, progress=run.progress)
     planted = [a for a in found if a.certainty >= options.suspicious][: options.answers] or found[:1]
     run.note("fixed answers", [_noted(a, options.suspicious) for a in found[: max(len(planted), 3)]])
+    steps = options.steps * max(1, len(planted))
     return train(
         loaded,
         clean,
         run,
         learning_rate=options.learning_rate,
-        epochs=options.steps * options.batch_size * options.accumulation / len(clean),
+        epochs=steps * options.batch_size * options.accumulation / len(clean),
         batch_size=options.batch_size,
         accumulation=options.accumulation,
         max_length=options.max_length,
