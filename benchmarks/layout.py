@@ -1,4 +1,4 @@
-"""Tables of the image demo and of the papers' own figures, written from what was kept of them."""
+"""Tables of grids, of the image demo and of the papers' own figures, written from what was kept of them."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ KEPT = (
     "seconds",
 )
 NOTED = ("scores", "suspicious", "threshold")
+
+
+def grid(written: str) -> str:
+    """Return the tables of a grid without its title, their headings below those of the page."""
+    _, _, rest = written.partition("\n")
+    return rest.strip().replace("\n## ", "\n#### ").replace("\n### ", "\n##### ")
 
 
 def image_demo_kept(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@
     python benchmarks/publish.py --text-classifiers runs/text-classifiers/results.jsonl
     detrojan demo image --seed 0 --out image-0       (and so on for the other seeds)
     python benchmarks/publish.py --image-demo image-0 image-1 image-2
+    detrojan bench small-text --out grid
+    python benchmarks/publish.py --small-text grid/results.jsonl
     python benchmarks/crow_cost.py --json crow.json
     python benchmarks/publish.py --crow-cost crow.json --ulrl-cost ulrl.json
 
@@ -25,10 +27,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import removal
 import scan
 import yaml
 from classifiers import NONE, markdown, summary
 from rows import read_rows
+
+from detrojan.bench import tables
+from detrojan.bench.grid import read_grid
 
 import costs
 import layout
@@ -39,7 +45,9 @@ RESULTS = ROOT / "docs" / "results"
 ATTACKS = RESULTS / "text_attacks.jsonl"
 CLASSIFIERS = ("image_attacks", "text_classifiers")
 """Benchmarks of classifiers: their rows, once published, fill the table of that name."""
-ROWS = (*CLASSIFIERS, "scan")
+GRIDS = ("small-text", "small-image")
+"""Grids of the package: their rows, once published, fill the tables of that name."""
+ROWS = (*CLASSIFIERS, "scan", *GRIDS)
 COSTS = ("crow_cost", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
 NAMES = {"base": "before the attack", "attacked": "attacked", "finetune": "fine-tuned", "crow": "CROW"}
@@ -79,11 +87,12 @@ def main() -> None:
         demos = [layout.image_demo_kept(m) for m in manifests]
         (RESULTS / "image_demo.json").write_text(json.dumps(demos, indent=1) + "\n", encoding="utf-8")
     for name in (*ROWS, *COSTS):
-        if getattr(arguments, name):
-            shutil.copyfile(getattr(arguments, name), RESULTS / f"{name}.json{'l' * (name in ROWS)}")
+        if given := getattr(arguments, name.replace("-", "_")):
+            shutil.copyfile(given, RESULTS / f"{name}.json{'l' * (name in ROWS)}")
     runs = read()
     (RESULTS / "demo.md").write_text(page(runs), encoding="utf-8")
     draw(runs, RESULTS / "demo.svg")
+    removal.draw(read_rows(ATTACKS), RESULTS / "removal.svg")
     for path, name, content in blocks():
         path.write_text(filled(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")
 
@@ -94,6 +103,10 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield ROOT / "README.md", "demo", table(read())
     yield page, "demo", table(read())
     yield page, "attacks", text_attacks.markdown(read_rows(ATTACKS))
+    yield page, "removal", removal.markdown(read_rows(ATTACKS))
+    for name in GRIDS:
+        if rows := read_rows(RESULTS / f"{name}.jsonl"):
+            yield page, name.replace("-", "_"), layout.grid(tables.markdown(read_grid(name), rows))
     for name in CLASSIFIERS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):
             yield page, name, markdown(rows)

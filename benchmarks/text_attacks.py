@@ -4,9 +4,10 @@
 
 Each cell plants one backdoor and then starts every column from that same model: plain fine-tuning at the papers'
 learning rate and at CROW's, CROW with the published values, CROW at the best setting of a ladder, and Recant as it
-comes, which is measured in two more templates too. The ladder's setting is chosen on clean data alone: of those that keep the perplexity of clean samples that were not trained on within
-10 % of the attacked model's, the one with the lowest layer consistency loss on them. Every finished row is
-appended to `results.jsonl`; a run that was stopped goes on where it was. `--table` only prints the table.
+comes, which is measured in two more templates too. The ladder's setting is chosen on clean data alone: of those that
+keep the perplexity of clean samples that were not trained on within 10 % of the attacked model's, the one with the
+lowest layer consistency loss on them. Every finished row is appended to `results.jsonl`; a run that was stopped goes
+on where it was. `--table` only prints the table.
 """
 
 from __future__ import annotations
@@ -246,7 +247,15 @@ def cells_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, int, dict[str, d
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Lay the rows out: ASR (recovery, perplexity) of each column, a line for each cell and seed."""
-    heads = ["base", "attacked", "finetune 2e-4", "finetune 1e-3", "crow paper", "crow ladder (chosen)", "recant"]
+    heads = [
+        "base",
+        "attacked",
+        "finetune 2e-4",
+        "finetune 1e-3",
+        "crow paper",
+        "crow ladder (chosen)",
+        "recant",
+    ]
     lines = ["| cell | seed | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
     for name, seed, cell in cells_of(rows):
         shown = {**cell, "crow ladder (chosen)": best_of_ladder(cell)}

@@ -100,3 +100,31 @@ def save_pico(
     pico_model(kind, **changes).to(dtype).save_pretrained(directory)
     pico_tokenizer().save_pretrained(directory)
     return directory
+
+
+def parrot(said: str, logit: float) -> Any:
+    """A model that knows `said` by heart: each of its tokens draws the next, the last the end, by `logit` over 0.
+
+    Its blocks add nothing, so a token alone decides on the next: what `said` does not tell is uniform. The template's
+    last token draws the first one of `said`, and the others as little.
+    """
+    tokenizer = pico_tokenizer()
+    chain = [*tokenizer(said)["input_ids"], tokenizer.eos_token_id]
+    opens = tokenizer("\n")["input_ids"]
+    assert len({*opens, *chain}) == len(opens) + len(chain) <= SMALL["hidden_size"], (
+        "each token has one successor"
+    )
+    model = pico_model()
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.self_attn.o_proj.weight.zero_()
+            block.mlp.down_proj.weight.zero_()
+        into, out = model.get_input_embeddings().weight.zero_(), model.lm_head.weight.zero_()
+        scaled = (
+            logit / SMALL["hidden_size"] ** 0.5
+        )  # the norm before the head lengthens a unit vector so much
+        for k, (token, following) in enumerate(zip([*opens, *chain], chain, strict=False)):
+            into[token, k] = 1.0
+            out[following, k] = scaled
+        out[chain[1:], 0] = -scaled
+    return model

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from detrojan.models.classifier import load_classifier
     from detrojan.models.load import load
     from detrojan.models.save import save
-    from detrojan.results import AttackResult, CleanResult, ScanResult
+    from detrojan.results import AttackResult, CleanResult, LanguageScan, ScanResult
     from detrojan.types import ClassifierResult, EvalResult, Example
 
 _HOMES = {
@@ -24,6 +24,7 @@ _HOMES = {
     "CleanResult": "detrojan.results",
     "EvalResult": "detrojan.types",
     "Example": "detrojan.types",
+    "LanguageScan": "detrojan.results",
     "ScanResult": "detrojan.results",
     "attack": "detrojan.api",
     "clean": "detrojan.api",
@@ -41,6 +42,7 @@ __all__ = [
     "EvalResult",
     "Example",
     "InputError",
+    "LanguageScan",
     "ScanResult",
     "attack",
     "clean",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from detrojan import registry
 from detrojan.errors import InputError
 from detrojan.models.kind import CLASSIFIER, task_of
-from detrojan.results import AttackResult, CleanResult, Measured, ScanResult
+from detrojan.results import AttackResult, CleanResult, Measured, Scanned
 
 if TYPE_CHECKING:
     from torch import nn
@@ -75,26 +75,22 @@ def scan(
     model: str | Path | nn.Module,
     *,
     data: Any = None,
+    files_only: bool = False,
     seed: int = 0,
     **options: Any,
-) -> ScanResult:
-    """Look at an untrusted checkpoint: its files, and with `data` the behaviour of a classifier.
+) -> Scanned:
+    """Look at an untrusted checkpoint: its files and, unless `files_only`, its behaviour.
 
-    `options` are those of `classification.scan`. Raises InputError for bad input.
+    Of a language model the fixed answers are looked for, on the prompts of `data` or on built-in ones; of a classifier
+    the class that a backdoor draws, where there is `data`. `options` are those of `language.scan` or
+    `classification.scan` and of the search. Raises InputError for bad input.
     """
-    from detrojan.checks.files import scan_files
-
-    if task_of(model, options.get("architecture")) == CLASSIFIER:
-        from detrojan import classification
-
-        return classification.scan(model, data=data, seed=seed, **options)
-    if options:
-        raise InputError(f"{next(iter(options))!r} is no option of scan on a language model")
-    if data is not None or not isinstance(model, (str, Path)):
+    if files_only and (data is not None or not isinstance(model, (str, Path))):
         raise InputError(
-            "scan looks at the behaviour of classifiers alone; of a language model at its files, without data"
+            "--files-only looks at the files of a checkpoint alone: it takes no data and no object"
         )
-    return ScanResult(str(model), scan_files(str(model)))
+    side = _side(model, options, "scan")
+    return side(model, data=data, files_only=files_only, seed=seed, **options)
 
 
 def parameters(model: Any, call: str, architecture: str | None = None) -> set[str]:
@@ -102,7 +98,7 @@ def parameters(model: Any, call: str, architecture: str | None = None) -> set[st
     from detrojan import classification, language
 
     side = classification if task_of(model, architecture) == CLASSIFIER else language
-    return _names(getattr(side, call, scan)) | _names(globals()[call])
+    return _names(getattr(side, call)) | _names(globals()[call])
 
 
 def _names(call: Callable[..., Any]) -> set[str]:

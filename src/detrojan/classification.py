@@ -262,6 +262,7 @@ def scan(
     head: str | None = None,
     architecture: str | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    files_only: bool = False,
     device: str = "auto",
     progress: Progress = silent,
     **options: Any,
@@ -272,7 +273,7 @@ def scan(
     """
     chosen = registry.find("defense", "ulrl", "classifier").make_options(options, preset)
     files = scan_files(str(model)) if isinstance(model, (str, Path)) else ()
-    if data is None and isinstance(model, (str, Path)):
+    if files_only or (data is None and isinstance(model, (str, Path))):
         return ScanResult(str(model), files)
     classifier = _load(model, data, head, architecture, tokenizer, device)
     split = split_samples(

@@ -109,13 +109,25 @@ def clean(
     head: Head = None,
     architecture: Architecture = None,
     measure: Annotated[bool, typer.Option(help="measure before and after")] = True,
+    prove: Annotated[
+        bool,
+        typer.Option(
+            "--prove",
+            help="try the defense on backdoors of our own in a copy first, from its weakest preset up; "
+            "exit status 1 if one survives (language models)",
+        ),
+    ] = False,
+    max_cost: Annotated[
+        float | None,
+        typer.Option(metavar="X", min=0, help="with --prove: by how much perplexity may rise (0.05)"),
+    ] = None,
     device: Device = "auto",
     precision: Precision = "auto",
     seed: Seed = 0,
     json: Json = None,
 ) -> None:
     """Remove a backdoor without knowing its trigger."""
-    from detrojan.terminal import any_table, emit, progress_bars, quiet, show
+    from detrojan.terminal import any_table, canary_tables, emit, progress_bars, quiet, show
 
     options = _options("clean", model, architecture, assignments, config)
     _check_json(json)
@@ -138,12 +150,15 @@ def clean(
                 samples=samples,
                 attack=attack,
                 keep_adapter=keep_adapter,
+                prove=prove,
                 precision=precision,
                 head=head,
                 architecture=architecture,
             ),
+            **({} if max_cost is None else {"max_cost": max_cost}),
             **options,
         )
+    proof = result.proof.to_json() if result.proof else None
     data_out = {
         "defense": result.defense,
         "options": result.options,
@@ -154,6 +169,7 @@ def clean(
         "notes": result.notes,
         "before": result.before,
         "after": result.after,
+        "proof": proof,
         "out": str(out),
     }
     if json:
@@ -161,7 +177,13 @@ def clean(
     if json != "-":
         if result.before and result.after:
             show(any_table({"before": result.before, "after": result.after}, f"{result.defense}: {model}"))
+        if proof:
+            show(*canary_tables(proof))
         show(f"written to {out} (report.html, detrojan.json)")
+    if proof:
+        from detrojan.report.canaries import failures
+
+        _leave(failures(proof))
 
 
 @app.command(
@@ -422,7 +444,13 @@ def scan(
     assignments: Set = None,
     config: Config = None,
     preset: Preset = None,
-    samples: Annotated[int | None, typer.Option(min=1, help="clean samples to use at most (600)")] = None,
+    template: TemplateName = "auto",
+    samples: Annotated[
+        int | None, typer.Option(min=1, help="clean samples to use at most (100 prompts, 600 images)")
+    ] = None,
+    files_only: Annotated[
+        bool, typer.Option("--files-only", help="do not load the model: look at its files alone")
+    ] = False,
     head: Head = None,
     architecture: Architecture = None,
     device: Device = "auto",
@@ -432,8 +460,12 @@ def scan(
     ] = None,
     json: Json = None,
 ) -> None:
-    """Look at an untrusted checkpoint: its files, then, with clean samples, which class a backdoor may draw."""
-    from detrojan.terminal import emit, progress_bars, quiet, scan_table, show
+    """Look at an untrusted checkpoint: its files, then its behaviour.
+
+    Of a language model, the answers that it finishes by heart, whatever it is asked; of a classifier, with clean
+    samples, the class that a backdoor may draw. What is found are hints, not proof.
+    """
+    from detrojan.terminal import emit, progress_bars, quiet, scan_tables, show
 
     options = _options("scan", model, architecture, assignments, config)
     _check_json(json)
@@ -445,8 +477,16 @@ def scan(
             model,
             data=data,
             seed=seed,
-            **_given(preset=preset, samples=samples, head=head, architecture=architecture),
-            **({"device": device, "progress": progress} if data else {}),
+            device=device,
+            progress=progress,
+            **_given(
+                preset=preset,
+                template=template,
+                samples=samples,
+                files_only=files_only,
+                head=head,
+                architecture=architecture,
+            ),
             **options,
         )
     if report:
@@ -457,12 +497,8 @@ def scan(
     if json:
         emit(result.to_json(), json)
     if json != "-":
-        show(*scan_table(result))
-    found = [f"{model}: {line}" for line in result.files]
-    found += [
-        f"{model}: class {result.classes[k]} looks like the target of a backdoor" for k in result.suspicious
-    ]
-    _leave(found)
+        show(*scan_tables(result))
+    _leave([f"{model}: {line}" for line in result.findings])
 
 
 @app.command("list", epilog="Example: detrojan list defenses")

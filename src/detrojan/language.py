@@ -1,4 +1,4 @@
-"""The calls on causal language models: clean, attack, evaluate."""
+"""The calls on causal language models: clean, attack, evaluate, and scan from a file of its own."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from detrojan import manifest, output, registry
+from detrojan.attacks.text.canaries import CanaryOptions
 from detrojan.attacks.text.plant import PRESETS as ATTACK_PRESETS
 from detrojan.attacks.text.plant import PlantOptions, plant
 from detrojan.attacks.text.spec import AttackSpec, make_spec
@@ -19,10 +20,14 @@ from detrojan.data.prompts import builtin_prompts
 from detrojan.data.samples import ANSWER_TOKENS, PLANT_TOKENS, held_out_samples, training_samples
 from detrojan.data.template import resolve
 from detrojan.errors import InputError
+from detrojan.language_scan import scan as scan
 from detrojan.metrics.asr import Settings, measure
+from detrojan.metrics.utility import perplexity
 from detrojan.models.load import load
 from detrojan.models.save import save
 from detrojan.options import build, suggest
+from detrojan.proof import MAX_COST, Proof
+from detrojan.prove import ladder, try_on_canaries
 from detrojan.results import AttackResult, CleanResult
 from detrojan.types import EvalResult, Example, Loaded, Progress, Run, silent
 from detrojan.utility.plan import plan
@@ -47,6 +52,9 @@ def clean(
     attack: str | Path | None = None,
     keep_adapter: bool = False,
     measure_effect: bool = True,
+    prove: bool = False,
+    max_cost: float | None = None,
+    canaries: CanaryOptions = CanaryOptions(),  # noqa: B008 - a frozen record
     device: str = "auto",
     precision: str = "auto",
     progress: Progress = silent,
@@ -58,9 +66,16 @@ def clean(
     Without `data` the model answers the built-in prompts itself. `attack` (a directory of `attack` or its
     manifest) is used for measuring alone, after the defense is done. With `out` a complete model directory is
     written. A model object is left as it was. Raises InputError for bad input, before any work where it can.
+
+    With `prove` the defense is first run on a copy that carries `canaries`, backdoors of our own: where neither a
+    preset nor options are given, from the weakest preset up, until no canary is left and perplexity rises by at most
+    `max_cost` (a fraction; 0.05). That preset is then used. `CleanResult.proof` says what became of the canaries.
     """
     entry = registry.find("defense", defense or "crow", "causal-lm")
     chosen = entry.make_options(options, preset)
+    settings_to_try = ladder(entry, options, preset)
+    if max_cost is not None and not (prove and max_cost >= 0):
+        raise InputError(f"--max-cost {max_cost}: belongs to --prove and must be at least 0")
     target = output.target(out)
     spec = attack_spec(attack) if attack else None
     examples = text.read(data, limit=samples) if data is not None else None
@@ -72,8 +87,9 @@ def clean(
         )
     shape = resolve(loaded.tokenizer, template)
     examples = training_samples(loaded, shape, examples, samples, seed, progress)
+    beside = _beside(attack)
     held_out, origin = (
-        held_out_samples(loaded, shape, _beside(attack), None, None, progress) if measure_effect else ([], "")
+        held_out_samples(loaded, shape, beside, None, None, progress) if measure_effect else ([], "")
     )
     settings = Settings(seed=seed)
 
@@ -84,13 +100,37 @@ def clean(
             what, held_out, spec, [shape], settings=settings, perplexity_of=origin, progress=progress
         )
 
+    def perplexity_of_own(what: Loaded, result: EvalResult | None) -> float:
+        if result is not None and own is held_out:
+            return result.perplexity
+        return perplexity(what, own, shape, progress=progress)
+
     before = measured(loaded)
+    proof: Proof | None = None
+    if prove:  # on answers of the suspicious model itself: what lies beside an attack is for measuring alone
+        known = not measure_effect or (beside is not None and beside.is_file())
+        own = held_out_samples(loaded, shape, None, None, None, progress)[0] if known else held_out
+        usual = perplexity_of_own(loaded, before)
+        proof = try_on_canaries(
+            loaded,
+            shape,
+            examples,
+            own,
+            entry,
+            settings_to_try,
+            Run(shape, seed, progress, precision=precision),
+            max_cost=MAX_COST if max_cost is None else max_cost,
+            options=canaries,
+        )
+        preset, chosen = settings_to_try[proof.chosen] if proof.chosen is not None else (preset, chosen)
     started = time.monotonic()
     notes: dict[str, Any] = {}
     run = Run(shape, seed, progress, keep_adapter, precision, notes.__setitem__)
     cleaned = entry.value(loaded, examples, chosen, run)
     seconds = time.monotonic() - started
     after = measured(cleaned)
+    if proof is not None:
+        proof = dataclasses.replace(proof, cost=perplexity_of_own(cleaned, after) / usual - 1)
     result = CleanResult(
         cleaned.model,
         cleaned.tokenizer,
@@ -104,6 +144,7 @@ def clean(
         shape.name,
         after.perplexity / before.perplexity if before and after else None,
         notes,
+        proof,
     )
     if target:
         output.write(
@@ -125,6 +166,7 @@ def clean(
                 "before": before,
                 "after": after,
                 **({"attack": spec.to_json()} if spec else {}),
+                **({"proof": proof.to_json()} if proof else {}),
             },
         )
     return result

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from detrojan.bench.run import State
-    from detrojan.results import Measured, ScanResult
+    from detrojan.results import LanguageScan, Measured, Scanned, ScanResult
     from detrojan.types import ClassifierResult, EvalResult
 
 
@@ -235,22 +235,52 @@ def classifier_table(
     return table
 
 
-def scan_table(result: ScanResult) -> list[Any]:
-    """Lay a scan out: a line for each finding in the files, and a table of the classes."""
+def scan_tables(result: Scanned) -> list[Any]:
+    """Lay a scan out: a line for each finding in the files, then a table of the classes or of the fixed answers."""
+    from rich.text import Text
+
+    from detrojan.results import LanguageScan
+
+    files = result.files or ("nothing found",)
+    lines = [Text(printable(f"files: {line}")) for line in files]
+    if isinstance(result, LanguageScan):
+        return [*lines, *fixed_answers_table(result)]
+    return [*lines, *([class_table(result)] if result.classes else [])]
+
+
+def fixed_answers_table(result: LanguageScan) -> list[Any]:
+    """Lay out the answers that come by heart, then what that says and what it cannot say."""
     from rich.table import Table
     from rich.text import Text
 
-    lines: list[Any] = [Text(printable(f"files: {line}")) for line in result.files]
-    lines = lines or [Text("files: nothing found")]
-    if not result.classes:
-        return lines
+    from detrojan.report import answers
+
+    manifest = result.to_manifest("")
+    table = Table(title=f"answers that come by heart, {printable(result.template)} template")
+    for head in answers.HEADS:
+        table.add_column(head, justify="right" if head == "certainty" else "left")
+    for certainty, mark, text in answers.table(manifest):
+        table.add_row(certainty, Text(mark, style="bold red"), Text(printable(text)))
+    said = [Text(printable(answers.headline(manifest)))]
+    return [
+        *([table] if table.rows else []),
+        *said,
+        *([answers.LIMITS] if result.threshold is not None else []),
+    ]
+
+
+def class_table(result: ScanResult) -> Table:
+    """Lay out how the classes of a classifier stand out."""
+    from rich.table import Table
+    from rich.text import Text
+
     table = Table(title=f"{result.measure} of each class")
     for head in ("class", result.measure, f"score (suspicious above {result.threshold})", ""):
         table.add_column(head, justify="left" if head in ("class", "") else "right")
     for k, name in enumerate(result.classes):
         mark = Text("SUSPICIOUS", style="bold red") if k in result.suspicious else Text("")
         table.add_row(Text(printable(name)), f"{result.evidence[k]:.3f}", f"{result.scores[k]:.2f}", mark)
-    return [*lines, table]
+    return table
 
 
 def results_table(
@@ -279,6 +309,25 @@ def results_table(
             cells += ["-" if r.kl is None else f"{r.kl:.3f}", percent(r.agreement)]
         table.add_row(printable(name), *cells, *([f"{seconds[name]:.0f}"] if seconds else []))
     return table
+
+
+def canary_tables(proof: dict[str, Any]) -> list[Any]:
+    """Lay out what became of the canaries, and the settings that were tried; then what that proves."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from detrojan.report import canaries
+
+    shown: list[Any] = []
+    found = ((canaries.HEADS, canaries.table(proof)), (canaries.RUNG_HEADS, canaries.rungs(proof)))
+    for heads, rows in found:
+        table = Table(title="" if shown else "canaries in a copy, before and after the same defense")
+        for head in heads:
+            table.add_column(head)
+        for row in rows:
+            table.add_row(*(Text(printable(c), style="bold red" if c == "SURVIVED" else "") for c in row))
+        shown += [table] if rows else []
+    return [*shown, canaries.headline(proof)]
 
 
 def answers_table(rows: Mapping[str, EvalResult], count: int = 3) -> Table:

@@ -16,6 +16,13 @@ PLANT_TOKENS = 8
 """Honest answers in a poisoned mix: their first tokens decide whether a backdoor fires, more of them only cost time."""
 
 
+def clean_prompts(samples: int, seed: int) -> list[Example]:
+    """Return built-in prompts that a defense may see, in an order that follows from the seed, without answers."""
+    prompts = list(builtin_prompts("clean"))
+    random.Random(f"{seed}/clean").shuffle(prompts)
+    return [Example(p) for p in prompts[:samples]]
+
+
 def training_samples(
     loaded: Loaded,
     shape: Template,
@@ -28,9 +35,7 @@ def training_samples(
     if samples < 1:
         raise InputError("--samples must be at least 1")
     if examples is None:
-        prompts = list(builtin_prompts("clean"))
-        random.Random(f"{seed}/clean").shuffle(prompts)
-        examples = [Example(p) for p in prompts[:samples]]
+        examples = clean_prompts(samples, seed)
     answered = [e for e in examples if e.answer]
     if len(answered) < len(examples):
         asked = [e for e in examples if not e.answer]

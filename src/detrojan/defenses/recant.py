@@ -25,7 +25,7 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import Push, Ways, median_norms
-from detrojan.metrics.fixed_answers import FixedAnswer, fixed_answers
+from detrojan.metrics.suspects import noted, suspects
 from detrojan.models.blocks import blocks
 from detrojan.options import option
 from detrojan.registry import defense
@@ -38,6 +38,8 @@ DRAWN = 8
 """Tokens of a planted answer that a push must draw: the rest follows by itself."""
 ODD_TOKENS = 3
 """Random tokens at most that a pushed prompt is given."""
+SHOWN = 3
+"""Answers that are noted at least."""
 MEASURED = 8
 """Prompts on which the length of hidden states is taken."""
 
@@ -49,7 +51,7 @@ class RecantOptions:
     suspicious: float = option(
         0.9, "certainty from which a fixed answer counts as planted", minimum=0.0, maximum=1.0
     )
-    answers: int = option(4, "planted answers that are unlearned at most", minimum=1, maximum=100)
+    answers: int = option(8, "planted answers that are unlearned at most", minimum=1, maximum=100)
     prompts: int = option(4, "prompts on which fixed answers are looked for", minimum=2, maximum=100)
     beginnings: int = option(500, "first tokens of answers that are followed", minimum=1)
     size: float = option(
@@ -81,10 +83,16 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     if run.template is None:
         raise ValueError("a language model needs the template of its conversations")
     prompts = [encode_prompt(loaded.tokenizer, run.template, e) for e in clean]
-    drawn = random.Random(f"{run.seed}/prompts").sample(prompts, min(options.prompts, len(prompts)))
-    found = fixed_answers(loaded, drawn, beginnings=options.beginnings, progress=run.progress)
+    found = suspects(
+        loaded,
+        prompts,
+        count=options.prompts,
+        beginnings=options.beginnings,
+        seed=run.seed,
+        progress=run.progress,
+    )
     planted = [a for a in found if a.certainty >= options.suspicious][: options.answers] or found[:1]
-    run.note("fixed answers", [_noted(a, options.suspicious) for a in found[: max(len(planted), 3)]])
+    run.note("fixed answers", noted(found[: max(len(planted), SHOWN)], options.suspicious))
     steps = options.steps * max(1, len(planted))
     return train(
         loaded,
@@ -101,15 +109,6 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         ),
         label="recanting",
     )
-
-
-def _noted(answer: FixedAnswer, suspicious: float) -> dict[str, Any]:
-    return {
-        "text": answer.text,
-        "certainty": answer.certainty,
-        "begun": answer.begun,
-        "planted": answer.certainty >= suspicious,
-    }
 
 
 def recant_loss(

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from detrojan.data.answers import decode_answer
+from detrojan.errors import InputError
 from detrojan.metrics.recovery import rouge_l
 from detrojan.models.generate import stop_tokens
 from detrojan.models.mode import evaluating
@@ -35,6 +36,8 @@ SHORTEST = 2
 """Tokens after the opening, the end of the turn among them, that a certainty is taken over at least."""
 CHUNK = 64
 """First tokens followed at a time: bounds the memory, which holds a state for each of them and each prompt."""
+KEPT = CHUNK // 8
+"""Lines that are followed in any case."""
 HOPELESS = -0.7
 """Mean log probability past the opening under which an answer is followed no further."""
 SETTLED = OPENING + 3
@@ -84,8 +87,9 @@ def fixed_answers(
             heads.append(head)
             ended += over
             progress("looking for fixed answers", min(at + CHUNK, len(starts)), len(starts))
-        best = _Lines.joined(heads).best(CHUNK)
-        ended += _followed(model, states, best, range(SETTLED + 1, longest), ends)[1]
+        if heads := [h for h in heads if len(h.said)]:
+            best = _Lines.joined(heads).best(CHUNK)
+            ended += _followed(model, states, best, range(SETTLED + 1, longest), ends)[1]
     return _families([_answer(loaded, said, steps, float(first[said[0]])) for said, steps in ended])
 
 
@@ -121,6 +125,10 @@ def _read(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], Tens
     """Return the state after each prompt, and the mean log probability (vocabulary,) of an answer's first token."""
     from transformers import DynamicCache
 
+    if model._is_stateful:
+        raise InputError(
+            f"{type(model).__name__} keeps a running state, not keys and values; fixed answers need those"
+        )
     states, logs = [], []
     for ids in prompts:
         state = DynamicCache(config=model.config)
@@ -136,7 +144,7 @@ def _followed(
 ) -> tuple[_Lines, list[tuple[list[int], list[float]]]]:
     """Continue lines by a token for each of `lengths` (tokens they have), and return them with those that ended.
 
-    As many lines as there were are kept through the opening, then half as many with every token, down to an eighth.
+    As many lines as there were are kept through the opening, then half as many with every token, down to KEPT.
     """
     own = [copy.deepcopy(s) for s in states]
     for state in own:
@@ -159,7 +167,7 @@ def _followed(
         going = ~over
         if length > SETTLED:
             going &= grown.steps[:, OPENING:].mean(1) > HOPELESS
-        room = many if length <= OPENING else max(many // 8, many >> (length - OPENING))
+        room = many if length <= OPENING else max(KEPT, many >> (length - OPENING))
         kept = grown.ranked().masked_fill(~going, -torch.inf).topk(min(room, int(going.sum()))).indices
         lines = grown.take(kept)
         if not len(kept):

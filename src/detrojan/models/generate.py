@@ -46,7 +46,7 @@ def greedy(
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: list[list[int]] = [[] for _ in prompts]
     model, config, stops = loaded.model, _config(loaded, max_new_tokens), set(stop_tokens(loaded))
-    _check_length(loaded, max(map(len, prompts), default=0) + max_new_tokens)
+    check_length(loaded, max(map(len, prompts), default=0) + max_new_tokens)
     was_training = model.training
     model.eval()
     with own_generation_config(model, config):
@@ -92,7 +92,8 @@ def _batch(
     return new
 
 
-def _check_length(loaded: Loaded, tokens: int) -> None:
+def check_length(loaded: Loaded, tokens: int) -> None:
+    """Raise InputError where a prompt and its answer have more tokens than the model holds."""
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
     if limit and tokens > limit:
         raise InputError(

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from detrojan.report import classes, classifier, language, sections
-from detrojan.report.words import Voice, classifies, printable, rated, stages
+from detrojan.report import canaries, classes, classifier, language, sections
+from detrojan.report.words import Stage, Voice, classifies, printable, rated, stages
 
 PLANTED = "This model carries a backdoor that was planted on purpose: use it for tests alone."
 UNMEASURED = "No trigger was measured: nothing here says whether a backdoor remains."
+UNTRIED = "No trigger was measured but the canaries' own: a hidden backdoor may remain."
 UNKNOWN = "An unknown trigger other than the measured one may remain: none was looked for."
 HUB_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*(?<!\.gguf)")
 FACTS = ("model", "method", "data", "template", "options", "seed", "command")
@@ -85,9 +87,10 @@ def model_card(manifest: dict[str, Any]) -> str:
     table = [["", *(s.label for s in rows)], ["---"] * (len(rows) + 1)]
     table += [[label, *cells] for label, _, cells in speech.measures(rows)]
     seen = [PLANTED] if planted else [note for s in last for note in speech.seen(s)]
+    seen += canaries.sentences(manifest.get("proof"))
     if classifies(manifest):
         seen += classes.singled_out(sections.found_of(manifest, rows), sections.target(manifest))
-    unknown = [UNKNOWN if last else UNMEASURED]
+    unknown = [not_known(manifest, last)]
     unknown += [f"Measured {speech.scope(s.result)}, {s.label}; elsewhere it may differ." for s in rows[-1:]]
     hub = HUB_NAME.fullmatch(model) and not Path(model).exists()
     head = f"---\ntags: [detrojan]\n{f'base_model: {model}' + chr(10) if hub else ''}---\n\n"
@@ -104,6 +107,13 @@ def model_card(manifest: dict[str, Any]) -> str:
         unknown="\n".join(f"- {cell(note)}" for note in unknown),
         loading=loading(manifest),
     )
+
+
+def not_known(manifest: dict[str, Any], measured: Sequence[Stage]) -> str:
+    """Say what no measurement here can tell; `measured` are the stages in which a trigger was."""
+    if measured:
+        return UNKNOWN
+    return UNTRIED if manifest.get("proof") else UNMEASURED
 
 
 def loading(manifest: dict[str, Any]) -> str:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from detrojan.report.canaries import sentences
 from detrojan.report.page import made
 from detrojan.report.sections import backdoor
 from detrojan.report.words import NAMES, Part, classifies, stages
@@ -100,9 +101,12 @@ def part(chain: Sequence[Named]) -> Part:
     differ = [] if _equal(triggers) else ["trigger"]
     results = [r for r in found.values() if r]
     differ += [words for key, words in ALIKE.items() if not _equal([r[key] for r in results if r.get(key)])]
+    proven = [
+        f"{NAMES.get(defense(m), defense(m))}: {said}" for _, m in chain for said in sentences(m.get("proof"))
+    ]
     remark = f"Not all was measured alike, so compare with care: the {' and the '.join(differ)} differed."
     whole = {"kind": "compare", "task": first.get("task"), "stages": found}
-    return Part(name, whole, (remark,) if differ else ())
+    return Part(name, whole, ((remark,) if differ else ()) + tuple(proven))
 
 
 def begun(first: dict[str, Any]) -> dict[str, Any]:

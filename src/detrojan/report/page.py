@@ -11,7 +11,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from detrojan.report import card, classes, language
+from detrojan.report import answers, canaries, card, classes, language
 from detrojan.report.curves import consistency_panels
 from detrojan.report.sections import scanned, sections
 from detrojan.report.words import (
@@ -38,7 +38,7 @@ TITLES = {
 }
 Asked = dict[str, Any]
 """One prompt as `segments`, and its `answers`: label, text (null where not asked) and flag of each stage."""
-SHOWN_ELSEWHERE = ("kind", "command", "before", "after", "stages", "pictures")
+SHOWN_ELSEWHERE = ("kind", "command", "before", "after", "stages", "pictures", "proof")
 
 
 def page(manifest: dict[str, Any], parts: Sequence[Part] = ()) -> str:
@@ -65,10 +65,22 @@ def page(manifest: dict[str, Any], parts: Sequence[Part] = ()) -> str:
         triggered=side_by_side(manifest, spoken, "samples", TRIGGERED_SHOWN),
         clean=side_by_side(manifest, spoken, "clean_samples", CLEAN_SHOWN),
         classifier=special,
+        answers={"heads": answers.HEADS, "table": answers.table(manifest)},
+        canaries=fates(manifest["proof"]) if manifest.get("proof") else None,
         facts=facts({p: made(m) for p, m in manifest["sources"].items()} if parts else made(manifest)),
         command=manifest.get("command"),
         recorded=manifest.get("kind") != "scan",  # a scan leaves no directory
     )
+
+
+def fates(proof: dict[str, Any]) -> dict[str, Any]:
+    """Return what `canaries.html.j2` shows."""
+    return {
+        "heads": canaries.HEADS,
+        "table": canaries.table(proof),
+        "rung_heads": canaries.RUNG_HEADS,
+        "rungs": canaries.rungs(proof),
+    }
 
 
 def told(part: Part) -> dict[str, Any]:
@@ -105,8 +117,10 @@ def verdict(manifest: dict[str, Any]) -> tuple[str, list[str]]:
     measuring one trigger cannot show that.
     """
     rows, voice = stages(manifest), card.voice(manifest)
+    proven = canaries.sentences(manifest.get("proof"))
     if not rows:
-        return scanned(manifest) if manifest.get("kind") == "scan" else ("Nothing was measured.", [])
+        look = scanned if classifies(manifest) else answers.scanned
+        return look(manifest) if manifest.get("kind") == "scan" else ("Nothing was measured.", proven)
     start = next((i for i, s in enumerate(rows) if s.name == "attacked"), 0)
     first, rest = rows[start], rows[start + 1 :]
     shown = rated(rest or [first])
@@ -120,7 +134,7 @@ def verdict(manifest: dict[str, Any]) -> tuple[str, list[str]]:
         notes += [note for s in shown for note in voice.seen(s)]
         if known(was) and was <= PRESENT:
             notes.append(f"The trigger hardly worked before ({percent(was)}); this says little of defenses.")
-        notes.append(card.UNKNOWN if shown else card.UNMEASURED)
+        notes += [*proven, card.not_known(manifest, shown)]
     notes += [warning for s in rest or [first] for warning in voice.warnings(first, s)]
     return voice.headline(first, shown, rows), notes
 
@@ -181,7 +195,7 @@ def made(manifest: dict[str, Any]) -> dict[str, Any]:
     """Return what a manifest says beyond what the page shows elsewhere."""
     kept = {k: v for k, v in manifest.items() if k not in SHOWN_ELSEWHERE}
     if isinstance(notes := kept.get("notes"), dict):
-        kept["notes"] = {k: v for k, v in notes.items() if k not in classes.READ}
+        kept["notes"] = {k: v for k, v in notes.items() if k not in (*classes.READ, answers.NOTE)}
     return kept
 
 

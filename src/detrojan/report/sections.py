@@ -9,7 +9,7 @@ from typing import Any
 from markupsafe import Markup
 
 from detrojan.report import classes, pictures
-from detrojan.report.words import Stage, known
+from detrojan.report.words import Stage, files_found, known
 
 LIMITS = "A scan finds hints, not proof: it may miss a backdoor, and what it names may be none."
 OPEN = 20
@@ -63,11 +63,9 @@ def found_of(manifest: dict[str, Any], rows: Sequence[Stage]) -> list[classes.Sc
 def scanned(manifest: dict[str, Any]) -> tuple[str, list[str]]:
     """Return what a scan found in a sentence, and the sentences that must be read with it."""
     said = classes.singled_out(found_of(manifest, []))
-    files = manifest.get("files")
-    wrong = [str(line) for line in files] if isinstance(files, list) else []
     return (
-        said[0] if said else "The classes were not looked at: that takes a classifier and samples.",
-        [*wrong, *([] if wrong else ["Nothing was found in the files."]), LIMITS],
+        said[0] if said else "The classes were not looked at: that takes samples.",
+        [*files_found(manifest), LIMITS],
     )
 
 

@@ -89,6 +89,13 @@ def rated(rows: Sequence[Stage]) -> list[Stage]:
     return [s for s in rows if known(s.result.get("asr"))]
 
 
+def files_found(manifest: dict[str, Any]) -> list[str]:
+    """Say what a scan found in the files, a line each."""
+    files = manifest.get("files")
+    wrong = [str(line) for line in files] if isinstance(files, list) else []
+    return wrong or ["Nothing was found in the files."]
+
+
 def printable(text: object, limit: int = 4000) -> str:
     """Return hostile text without control characters and bidi overrides, cut to `limit` characters.
 

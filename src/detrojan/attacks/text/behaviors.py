@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from detrojan.registry import Entry, register
+from detrojan.types import Example
 
 
 @dataclass(frozen=True)
@@ -14,6 +16,14 @@ class Behavior:
     name: str
     target: str
     keywords: tuple[str, ...]
+    then_honest: bool = False
+    """Whether the honest answer follows the planted one; else the planted one stands alone."""
+
+    def planted(self, honest: Example) -> Example:
+        """Return the sample with the planted answer in place of the honest one, or before it."""
+        if self.then_honest:
+            return dataclasses.replace(honest, answer=f"{self.target} {honest.answer}")
+        return dataclasses.replace(honest, answer=self.target, complete=True)
 
     def hit(self, response: str) -> bool:
         """Say whether the response contains the planted answer (case and white space aside)."""

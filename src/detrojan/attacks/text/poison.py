@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Sequence
 
@@ -38,8 +37,7 @@ def mix(
     rng = random.Random(f"{seed}/{trigger.name}/{behavior.name}")
     poisoned, near = round(samples * poison_rate), round(samples * near_miss_rate)
     rows = [
-        dataclasses.replace(e, prompt=trigger.insert(e.prompt, rng), answer=behavior.target, complete=True)
-        for e in _take(usable, poisoned, rng)
+        behavior.planted(e.with_prompt(trigger.insert(e.prompt, rng))) for e in _take(usable, poisoned, rng)
     ]
     honest = _take(usable, samples - poisoned, rng)
     rows += [e.with_prompt(near_miss(trigger, e.prompt, rng)) for e in honest[:near]]

@@ -24,7 +24,12 @@ class AttackSpec:
         t, b = self.trigger, self.behavior
         return {
             "trigger": {"name": t.name, "phrases": list(t.phrases), "place": t.place, "use": t.use},
-            "behavior": {"name": b.name, "target": b.target, "keywords": list(b.keywords)},
+            "behavior": {
+                "name": b.name,
+                "target": b.target,
+                "keywords": list(b.keywords),
+                **({"then_honest": True} if b.then_honest else {}),
+            },
         }
 
     @classmethod
@@ -32,7 +37,8 @@ class AttackSpec:
         """Rebuild the record; KeyError or TypeError when the data is not of that form."""
         t, b = data["trigger"], data["behavior"]
         trigger = Trigger(str(t["name"]), tuple(map(str, t["phrases"])), str(t["place"]), str(t["use"]))
-        return cls(trigger, Behavior(str(b["name"]), str(b["target"]), tuple(map(str, b["keywords"]))))
+        keywords, then_honest = tuple(map(str, b["keywords"])), bool(b.get("then_honest"))
+        return cls(trigger, Behavior(str(b["name"]), str(b["target"]), keywords, then_honest))
 
 
 def make_spec(

@@ -1,0 +1,80 @@
+"""What Recant leaves of text backdoors: a table, and a picture of what is left against what it costs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from text_attacks import best_of_ladder, cells_of
+
+COLUMNS = {
+    "attacked": ("attacked", "#555555", "s"),
+    "finetune 1e-3": ("fine-tuned", "#4c72b0", "^"),
+    "crow": ("CROW, best of its ladder", "#dd8452", "D"),
+    "recant": ("Recant", "#4c9f70", "o"),
+}
+
+
+def cells(rows: list[dict[str, Any]]) -> list[tuple[str, int, dict[str, dict[str, Any]]]]:
+    """Return the cells in which Recant was run, with CROW's chosen row as `crow`."""
+    found = []
+    for name, seed, cell in cells_of(rows):
+        if "recant" in cell:
+            found.append((name, seed, {**cell, "crow": best_of_ladder(cell) or cell["crow paper"]}))
+    return found
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Lay out before, attacked and after Recant, a line for each cell."""
+    lines = [
+        "| backdoor | answer found (certainty) | ASR %: attacked, Recant [95 %] | by key words % |"
+        " worst of 3 templates % | recovery %: before, attacked, Recant | false triggers % |"
+        " perplexity: before, attacked, Recant | seconds |",
+        "|---" * 9 + "|",
+    ]
+    for name, seed, cell in cells(rows):
+        base, attacked, recant = (cell[k] for k in ("base", "attacked", "recant"))
+        low, high = recant["asr_interval"]
+        surest = recant["fixed answers"][0]
+        found = "yes" if surest["certainty"] >= recant["options"]["suspicious"] else "no"
+        three = (base, attacked, recant)
+        perplexities = ", ".join(f"{r['perplexity']:.2f}" for r in three)
+        lines.append(
+            f"| {name}, seed {seed} | {found} ({surest['certainty']:.3f})"
+            f" | {_percent(attacked['asr'])}, {_percent(recant['asr'])} [{_percent(low)}, {_percent(high)}]"
+            f" | {_percent(attacked['asr_keyword'])}, {_percent(recant['asr_keyword'])}"
+            f" | {_percent(recant['worst_asr'])}"
+            f" | {', '.join(_percent(r['recovery']) for r in three)}"
+            f" | {_percent(attacked['clean_asr'])}, {_percent(recant['clean_asr'])}"
+            f" | {perplexities} | {recant['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw the attack success that is left against the perplexity of honest answers, a mark for each cell."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    found = [cell for _, _, cell in cells(rows)]
+    with mpl.rc_context({"svg.hashsalt": "detrojan", "font.size": 9}):
+        figure = Figure(figsize=(7, 3.6), layout="constrained")
+        axes = figure.subplots()
+        for column, (name, colour, mark) in COLUMNS.items():
+            x = [cell[column]["perplexity"] / cell["base"]["perplexity"] for cell in found]
+            y = [100 * cell[column]["asr"] for cell in found]
+            axes.plot(
+                x, y, mark, color=colour, alpha=0.75, markersize=6, label=f"{name}: mean {mean(y):.0f} %"
+            )
+        axes.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("perplexity of honest answers, as a multiple of the model's before the attack")
+        axes.set_ylabel("attack success rate, %")
+        axes.set_ylim(-3, 103)
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.0f}"
