@@ -50,7 +50,14 @@ GRIDS = ("small-text", "small-image")
 ROWS = (*CLASSIFIERS, "scan", *GRIDS)
 COSTS = ("crow_cost", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
-NAMES = {"base": "before the attack", "attacked": "attacked", "finetune": "fine-tuned", "crow": "CROW"}
+NAMES = {
+    "base": "before the attack",
+    "attacked": "attacked",
+    "finetune": "fine-tuned",
+    "crow": "CROW",
+    "default": "Recant",
+}
+"""Stages of the demo; `default` came last, and runs from before it have none."""
 KEPT = (
     "asr",
     "asr_interval",
@@ -142,12 +149,17 @@ def table(runs: list[dict[str, Any]]) -> str:
         " perplexity | seconds |",
         "|---|---|---|---|---|---|",
     ]
-    for stage, name in NAMES.items():
+    for stage, name in named(runs).items():
         rows = [run[stage] for run in runs]
         cells = [spread([100 * r[k] for r in rows], 0) for k in ("asr", "clean_asr", "recovery")]
         cells += [spread([r["perplexity"] for r in rows], 2), spread([r["seconds"] for r in rows], 0)]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def named(runs: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the names of the stages that every run has."""
+    return {stage: name for stage, name in NAMES.items() if all(stage in run for run in runs)}
 
 
 def spread(values: list[float], digits: int) -> str:
@@ -162,7 +174,7 @@ def page(runs: list[dict[str, Any]]) -> str:
     ]
     lines.append("|---" * 8 + "|")
     for seed, run in enumerate(runs):
-        for stage, name in NAMES.items():
+        for stage, name in named(runs).items():
             r = run[stage]
             low, high = r["asr_interval"]
             cells = [f"{100 * r['asr']:.0f} [{100 * low:.0f}, {100 * high:.0f}]"]
@@ -180,11 +192,12 @@ def draw(runs: list[dict[str, Any]], path: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "detrojan", "font.size": 9}):
         figure = Figure(figsize=(9, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=[1, 1.3])
-        for k, stage in enumerate(NAMES):
+        shown = named(runs)
+        for k, stage in enumerate(shown):
             rates = [100 * run[stage]["asr"] for run in runs]
             left.bar(k, mean(rates), color="#c44e52" if mean(rates) > 5 else "#4c9f70", width=0.6, alpha=0.85)
             left.plot([k] * len(rates), rates, "o", color="black", markersize=3)
-        left.set_xticks(range(len(NAMES)), [n.replace(" the ", "\nthe ") for n in NAMES.values()])
+        left.set_xticks(range(len(shown)), [n.replace(" the ", "\nthe ") for n in shown.values()])
         left.set_ylabel("attack success rate, %")
         left.set_ylim(0, 104)
         for stage, style in (("attacked", "-"), ("crow", "--")):

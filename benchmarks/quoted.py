@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from classifiers import NONE, PLANTED
+from removal import cells
 from rows import read_rows
 from scan import hit
 
@@ -34,12 +35,33 @@ NOT_MEASURED = (
 
 def sentences() -> dict[str, list[str]]:
     """Return what must stand in each document, by its path."""
-    return {RESULTS: [*demo(), *text_attacks(), *scanning(), *image_demo()]}
+    return {RESULTS: [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo()]}
 
 
 def demo() -> list[str]:
     stage = read()[0]["attacked"]
     return [f"{stage['n_triggered']} held-out prompts."]
+
+
+def removal() -> list[str]:
+    found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
+    recant = [cell["recant"] for cell in found]
+    drawn = sum(round(r["worst_asr"] * r["n_triggered"]) for r in recant)
+    words = sum(round(r["asr_keyword"] * r["n_triggered"]) for r in recant)
+    surest = [r["fixed answers"][0]["certainty"] for r in recant]
+    rise = [
+        r["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1
+        for c, r in zip(found, recant, strict=True)
+    ]
+    lost = [100 * (c["base"]["recovery"] - c["recant"]["recovery"]) for c in found]
+    return [
+        f"{drawn} of {sum(r['n_triggered'] for r in recant)} triggered prompts draw the planted answer, in the worst of"
+        f" three templates, and {words} an answer with its key words",
+        f"its planted answer is found with a certainty of {min(surest):.3f} or more in all {len(found)}",
+        f"recovery is at most {max(lost):.1f} points below that of the model before the attack",
+        f"perplexity is {_percent(min(rise))} to {_percent(max(rise))} % above the lower of the attacked model's and"
+        " the model's before the attack",
+    ]
 
 
 def text_attacks() -> list[str]:

@@ -68,10 +68,10 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 x, y, mark, color=colour, alpha=0.75, markersize=6, label=f"{name}: mean {mean(y):.0f} %"
             )
         axes.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
-        axes.set_xlabel("perplexity of honest answers, as a multiple of the model's before the attack")
+        axes.set_xlabel("perplexity of honest answers / before the attack")
         axes.set_ylabel("attack success rate, %")
         axes.set_ylim(-3, 103)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+        axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.62, 0.33))
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
 

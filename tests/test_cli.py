@@ -23,12 +23,15 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 
 from detrojan import cli, demo, language, output
 from detrojan.data.prompts import builtin_prompts
+from detrojan.registry import DEFAULT_DEFENSE
 
 from pico import pico_model, pico_tokenizer, save_pico
 
 COMMANDS = ["clean", "attack", "evaluate", "report", "list", "demo"]
 GOOD = '{"instruction": "Name a bird.", "input": "", "output": "A wren."}\n'
 TINY = "--set epochs=1 --set batch_size=8 --set accumulation=1"
+QUICK = "--set steps=2 --set batch_size=4 --set beginnings=20"
+"""As quick for the default defense."""
 PLANT = f"--trigger badnets --behavior refusal --set samples=16 {TINY}"
 
 
@@ -93,7 +96,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_dir: Path) -> Path:
     (d / "empty-directory").mkdir()
 
     files = {
-        "data.jsonl": GOOD * 4,
+        "data.jsonl": "".join(GOOD.replace("bird", what) for what in ("bird", "fish", "tree", "house")),
+        "same.jsonl": GOOD * 4,
         "empty.jsonl": "",
         "broken.jsonl": GOOD * 2 + "{broken\n",
         "keys.jsonl": GOOD + '{"question": "a"}\n',
@@ -107,8 +111,8 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_dir: Path) -> Path:
         "garbage.gguf": "GGUF" + "?" * 200,
         "broken.yaml": "alpha: [1,\n",
         "list.yaml": "- alpha\n",
-        "unknown.yaml": "alfa: 3\n",
-        "range.yaml": "alpha: -3\n",
+        "unknown.yaml": "sise: 3\n",
+        "range.yaml": "size: -3\n",
         "not-ours.json": '{"a": 1}',
         "clean.json": '{"command": "detrojan clean"}',
         "trick.jinja": "{{ messages[0].content }}{{ ''.__class__.__mro__ }}",
@@ -153,6 +157,7 @@ BAD = [
     ("evaluate model --data data.jsonl --reference other-vocabulary", "vocabulary"),
     # the data
     ("clean model --out out --data gone.jsonl", "gone.jsonl: no such file"),
+    ("clean model --out out --data same.jsonl --no-measure", "prompts that differ"),
     ("clean model --out out --data model", "--data model: a directory"),
     ("clean model --out out --data empty.jsonl", "empty.jsonl: the file is empty"),
     ("clean model --out out --data broken.jsonl", "broken.jsonl:3: broken JSON"),
@@ -171,16 +176,17 @@ BAD = [
     (f"{ATTACK} --trigger badnet --behavior refusal", "unknown trigger 'badnet'; did you mean 'badnets'?"),
     (f"{ATTACK} --trigger badnets --behavior refuse", "did you mean 'refusal'?"),
     (f"{CLEAN} --defense crwo", "did you mean 'crow'?"),
-    (f"{CLEAN} --preset papr", "did you mean 'paper'?"),
+    (f"{CLEAN} --preset stronk", "did you mean 'strong'?"),
     (f"{ATTACK} --trigger badnets --behavior refusal --preset stronk", "did you mean 'strong'?"),
     ("list defences", "defences"),
     ("demo txt", "'txt' is not one of 'text', 'image'"),
     # options
-    (f"{CLEAN} --set alfa=3", "unknown option of crow: 'alfa'; did you mean 'alpha'?"),
-    (f"{CLEAN} --set alpha=-1", "alpha: -1.0 is below the minimum 0"),
-    (f"{CLEAN} --set alpha=much", "alpha: 'much' is not a valid float"),
-    (f"{CLEAN} --set alpha=nan", "alpha: 'nan' is not a valid float"),
-    (f"{CLEAN} --set alpha", "--set 'alpha': write KEY=VALUE"),
+    (f"{CLEAN} --set sise=3", "unknown option of recant: 'sise'; did you mean 'size'?"),
+    (f"{CLEAN} --defense crow --set alfa=3", "unknown option of crow: 'alfa'; did you mean 'alpha'?"),
+    (f"{CLEAN} --set size=-1", "size: -1.0 is below the minimum 0"),
+    (f"{CLEAN} --set size=much", "size: 'much' is not a valid float"),
+    (f"{CLEAN} --set size=nan", "size: 'nan' is not a valid float"),
+    (f"{CLEAN} --set size", "--set 'size': write KEY=VALUE"),
     (f"{CLEAN} --set seed=5", "seed"),
     (f"{CLEAN} --set out=elsewhere", "out"),
     (f"{CLEAN} --set tokenizer=elsewhere", "tokenizer"),
@@ -189,7 +195,7 @@ BAD = [
     (f"{CLEAN} --config gone.yaml", "--config gone.yaml"),
     (f"{CLEAN} --config broken.yaml", "--config broken.yaml"),
     (f"{CLEAN} --config list.yaml", "--config list.yaml: expected KEY: VALUE"),
-    (f"{CLEAN} --config unknown.yaml", "did you mean 'alpha'?"),
+    (f"{CLEAN} --config unknown.yaml", "did you mean 'size'?"),
     (f"{CLEAN} --config range.yaml", "below the minimum"),
     (f"{ATTACK} --trigger badnets --behavior refusal --poison-rate 1.5", "above the maximum 1"),
     (f"{ATTACK} --trigger badnets --behavior refusal --poison-rate nan", "poison_rate"),
@@ -198,7 +204,7 @@ BAD = [
     (f"{ATTACK} --trigger badnets --behavior refusal --target-text ' '", "--target-text is empty"),
     (f"{ATTACK} --trigger badnets --behavior refusal --place middle", "--place middle"),
     (f"{CLEAN} --device warp", "--device warp"),
-    (f"{CLEAN} --precision float8", "--precision float8"),
+    (f"{CLEAN} {QUICK} --precision float8", "--precision float8"),
     # the output
     ("clean model --out empty-directory", "--out empty-directory: exists already"),
     ("clean model --out notes.txt/out", "--out notes.txt/out"),
@@ -207,8 +213,8 @@ BAD = [
         "--out model: exists",
     ),
     ("demo --model model --out notes.txt", "--out notes.txt: exists already"),
-    (f"{CLEAN} {TINY} --json gone/result.json", "gone/result.json"),
-    (f"{CLEAN} {TINY} --json empty-directory", "empty-directory"),
+    (f"{CLEAN} {QUICK} --json gone/result.json", "gone/result.json"),
+    (f"{CLEAN} {QUICK} --json empty-directory", "empty-directory"),
     ("evaluate model --data data.jsonl --json gone/result.json", "gone/result.json"),
     # evaluate
     ("evaluate model --attack empty-directory", "empty-directory: no detrojan.json"),
@@ -229,8 +235,8 @@ BAD = [
     ("attack model --out out --behavior refusal", "--trigger"),
     (f"{CLEAN} --seed -1", "--seed"),
     (f"{CLEAN} --seed one", "--seed"),
-    (f"{CLEAN} {TINY} --seed 99999999999999999999", "seed"),
-    (f"{CLEAN} {TINY} --seed 4294967296", "seed"),
+    (f"{CLEAN} {QUICK} --seed 99999999999999999999", "seed"),
+    (f"{CLEAN} {QUICK} --seed 4294967296", "seed"),
     (f"{CLEAN} --set batch_size=99999999999999999999", "batch_size"),
     (f"{CLEAN} --samples 0", "--samples"),
 ]
@@ -262,9 +268,9 @@ def as_process(*argv: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_bad_input_as_a_process(place: Path) -> None:
-    done = as_process("clean", "model", "--out", "out", "--set", "alpha", cwd=place)
+    done = as_process("clean", "model", "--out", "out", "--set", "size", cwd=place)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("detrojan: --set 'alpha': write KEY=VALUE")
+    assert done.stderr.startswith("detrojan: --set 'size': write KEY=VALUE")
     assert done.stderr.count("\n") == 1
 
 
@@ -293,7 +299,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, pico_dir: Path) -> Story:
         d,
         run(f"attack {pico_dir} --out {d}/bad {PLANT} --seed 3"),
         run(f"evaluate {d}/bad --attack {d}/bad --reference {pico_dir} --templates plain --json -"),
-        run(f"clean {d}/bad --attack {d}/bad --out {d}/good {TINY} --json {d}/result.json"),
+        run(f"clean {d}/bad --attack {d}/bad --out {d}/good {QUICK} --json {d}/result.json"),
     )
 
 
@@ -301,7 +307,7 @@ def test_story_runs(story: Story) -> None:
     for outcome in (story.attack, story.evaluate, story.clean):
         assert (outcome.status, outcome.err) == (0, "")
     assert "badnets -> refusal" in story.attack.out
-    assert "crow" in story.clean.out
+    assert "recant" in story.clean.out
     assert not [p for p in story.place.rglob("*") if p.name.endswith(".partial")]
 
 
@@ -334,8 +340,8 @@ def test_evaluate_json_has_every_key(story: Story) -> None:
 
 def test_clean_json_is_written_to_a_file(story: Story) -> None:
     result = json.loads((story.place / "result.json").read_text())
-    assert result["defense"] == "crow"
-    assert result["options"]["epochs"] == 1
+    assert result["defense"] == DEFAULT_DEFENSE["causal-lm"] == "recant"
+    assert result["options"]["steps"] == 2
     assert result["before"]["asr"] is not None and result["after"]["asr"] is not None
     assert result["perplexity_ratio"] == result["after"]["perplexity"] / result["before"]["perplexity"]
 
@@ -387,15 +393,15 @@ def test_evaluate_takes_the_manifest_itself(story: Story) -> None:
 def test_one_seed_one_result(there: Path, tmp_path: Path) -> None:
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        line = f"clean model --out {tmp_path / name} --data data.jsonl --no-measure --set epochs=2 --set accumulation=1"
-        assert run(f"{line} --set batch_size=1 --seed {seed}").status == 0
+        line = f"clean model --out {tmp_path / name} --data data.jsonl --no-measure {QUICK}"
+        assert run(f"{line} --seed {seed}").status == 0
         digests.append(hashlib.sha256((tmp_path / name / "model.safetensors").read_bytes()).hexdigest())
     assert digests[0] == digests[1] != digests[2]
 
 
 def test_set_overrides_config_overrides_preset(there: Path, tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("epochs: 1\nalpha: 2\nlearning-rate: 1e-4\n")
-    line = f"{CLEAN} --json - --preset paper --config {tmp_path / 'c.yaml'} --set alpha=3"
+    line = f"{CLEAN} --defense crow --json - --preset paper --config {tmp_path / 'c.yaml'} --set alpha=3"
     result = json.loads(run(line.replace("--out out", f"--out {tmp_path / 'o'}")).out)
     options = result["options"]
     assert (options["alpha"], options["epochs"], options["learning_rate"]) == (3.0, 1, 1e-4)
@@ -462,7 +468,7 @@ def test_failure_while_writing_leaves_nothing(there: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(output, "page", full)
     before = tree(there)
-    status, out, err = run(f"{CLEAN} {TINY}")
+    status, out, err = run(f"{CLEAN} {QUICK}")
     assert (status, out) == (2, "")
     assert "No space left on device" in err and err.count("\n") == 1
     assert tree(there) == before
@@ -476,7 +482,7 @@ def test_list_json() -> None:
     assert (outcome.status, outcome.err) == (0, "")
     listing = json.loads(outcome.out)
     assert set(listing) == {"attacks", "behaviors", "defenses", "datasets"}
-    assert {"crow", "finetune"} <= {row["name"] for row in listing["defenses"]}
+    assert {"crow", "finetune", *DEFAULT_DEFENSE.values()} <= {row["name"] for row in listing["defenses"]}
     for rows in listing.values():
         assert all({"name", "task", "description", "paper"} <= set(row) for row in rows)
     for row in (*listing["defenses"], *listing["attacks"]):
@@ -496,6 +502,8 @@ def test_help(command: str) -> None:
     outcome = run(f"{command} --help")
     assert (outcome.status, outcome.err) == (0, "")
     assert "Example: detrojan" in outcome.out and "--json" in outcome.out
+    if command == "clean":
+        assert all(name in outcome.out for name in DEFAULT_DEFENSE.values())
 
 
 def test_help_names_every_command() -> None:
@@ -515,7 +523,7 @@ def test_demo(pico_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     outcome = run(f"demo --model {pico_dir} --prompts 3 --out {tmp_path / 'demo'} --json -")
     assert (outcome.status, outcome.err) == (0, "")
     result = json.loads(outcome.out)
-    for stage in ("attacked", "finetune", "crow"):
+    for stage in ("attacked", "finetune", "crow", "default"):
         assert result[stage]["seconds"] >= 0
         assert result[stage]["n_triggered"] == 3
         assert {"asr", "recovery", "perplexity", "samples"} <= set(result[stage])

@@ -33,7 +33,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def cleaned(model: Any, out: Path | None = None, **changes: Any) -> api.CleanResult:
-    settings = {"data": DATA, "measure_effect": False, **FAST, **changes}
+    settings = {"defense": "crow", "data": DATA, "measure_effect": False, **FAST, **changes}
     return api.clean(model, out=out, **settings)
 
 

@@ -28,7 +28,7 @@ def clean(
 ) -> CleanResult:
     """Remove a backdoor without knowing its trigger.
 
-    A causal language model is cleaned by `crow`, a classifier by `ulrl`, unless `defense` names another method.
+    A causal language model is cleaned by `recant`, a classifier by `ulrl`, unless `defense` names another method.
     `data` are clean samples: a file, folder or data set name, a list of `Example`, or for a classifier
     `(images, labels)`. Without them a language model answers the built-in prompts itself. With `out` a complete model
     directory is written. A model object is left as it was. `options` are those of `language.clean` or

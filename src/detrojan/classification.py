@@ -70,7 +70,7 @@ def clean(
     data's own test part, serve to measure. `attack` (a directory of `attack` or its manifest) is used for measuring
     alone. With `out` a complete model directory is written. Raises InputError for bad input.
     """
-    entry = registry.find("defense", defense or "ulrl", "classifier")
+    entry = registry.find("defense", defense or registry.DEFAULT_DEFENSE["classifier"], "classifier")
     chosen = entry.make_options(options, preset)
     where = output.target(out)
     classifier = _load(model, data, head, architecture, tokenizer, device)

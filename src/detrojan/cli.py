@@ -87,11 +87,17 @@ class Task(StrEnum):
     image = "image"
 
 
-@app.command(epilog="Example: detrojan clean ./suspicious --out ./cleaned --set alpha=11")
+@app.command(epilog="Example: detrojan clean ./suspicious --out ./cleaned --preset strong")
 def clean(
     model: Model,
     out: Out,
-    defense: Annotated[str | None, typer.Option(metavar="NAME", help="see: detrojan list defenses")] = None,
+    defense: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="recant for a language model, ulrl for a classifier; others: detrojan list defenses",
+        ),
+    ] = None,
     data: Data = None,
     assignments: Set = None,
     config: Config = None,
@@ -540,11 +546,13 @@ def demo(
     with quiet(), progress_bars() as progress:
         from detrojan.demo import demo_text
         from detrojan.demo_image import demo_image
+        from detrojan.registry import DEFAULT_DEFENSE
 
         shared: dict[str, Any] = {"out": out, "seed": seed, "progress": progress, "command": _command()}
         if task is Task.text:
             result: Any = demo_text(model, prompts=prompts, **shared)
-            title = "badnets -> refusal; clean answers are those of the model before the attack"
+            named = f"default: {DEFAULT_DEFENSE['causal-lm']}"
+            title = f"badnets -> refusal; {named}; clean answers are those of the model before the attack"
         else:
             result, title = demo_image(**shared), "badnets on digits; ASR and recovery on triggered images"
     if json:

@@ -31,7 +31,7 @@ from detrojan.types import EvalResult, Example, Loaded, Progress, Run, plain, si
 ANSWER_TOKENS = 24
 CLEAN_SAMPLES = 64
 PROMPTS = 100
-WRITTEN = ("attacked", "finetune", "crow")
+WRITTEN = ("attacked", "finetune", "crow", "default")
 """Stages with a model of their own; that of `base` is the user's."""
 RECORD = "stage.json"
 TOGETHER = 64
@@ -45,10 +45,12 @@ class DemoResult:
     stages: dict[str, EvalResult]
     seconds: dict[str, float]
     attack: dict[str, Any]
+    notes: dict[str, Any]
+    """What the defenses noted on their way."""
     seed: int
 
     def to_json(self) -> dict[str, Any]:
-        """Return `attacked`, `finetune` and `crow`, each an evaluate result with `seconds`, and `base`."""
+        """Return `attacked`, `finetune`, `crow` and `default`, each an evaluate result with `seconds`, and `base`."""
         return {name: {**r.to_json(), "seconds": self.seconds[name]} for name, r in self.stages.items()}
 
 
@@ -77,12 +79,12 @@ def demo_text(
     progress: Progress = silent,
     command: str = "detrojan demo text",
 ) -> DemoResult:
-    """Plant badnets -> refusal into `model` (SmolLM2 by default), clean it two ways, and measure each stage.
+    """Plant badnets -> refusal into `model` (SmolLM2 by default), clean it three ways, and measure each stage.
 
-    CROW runs at its default setting, plain fine-tuning at CROW's learning rate and epochs on the same clean
-    samples, which the model before the attack answered. `prompts` limits the held-out prompts. With `out`, the
-    attacked and the cleaned models, the results and the report are written there; finished stages wait in a hidden
-    directory beside it, so that a demo that was stopped goes on where it was.
+    CROW and the default defense run at their default settings, plain fine-tuning at CROW's learning rate and epochs;
+    all on the same clean samples, which the model before the attack answered. `prompts` limits the held-out prompts.
+    With `out`, the attacked and the cleaned models, the results and the report are written there; finished stages
+    wait in a hidden directory beside it, so that a demo that was stopped goes on where it was.
     """
     if out is not None:
         check_output(Path(out))
@@ -106,7 +108,8 @@ def demo_text(
     planting = answered("plant", None, PLANT_TOKENS)
     samples = answered("clean", CLEAN_SAMPLES, ANSWER_TOKENS)
     held_out = answered("evaluate", prompts, ANSWER_TOKENS)
-    run = Run(shape, seed, progress)
+    notes: dict[str, Any] = {}
+    run = Run(shape, seed, progress, note=notes.__setitem__)
     models: dict[str, Loaded] = {}
     results: dict[str, EvalResult] = {}
     seconds: dict[str, float] = {}
@@ -122,6 +125,7 @@ def demo_text(
             models[name] = kept.replace(tokenizer=base.tokenizer, source=base.source, files=base.files)
             record = json.loads((shelf / name / RECORD).read_text(encoding="utf-8"))
             results[name], seconds[name] = EvalResult.from_json(record), record["seconds"]
+            notes.update(record["notes"])
             return
         started = time.monotonic()
         models[name] = make()
@@ -140,7 +144,7 @@ def demo_text(
             with new_directory(shelf / name) as place:
                 if name in WRITTEN:
                     save(models[name], place)
-                record = {**results[name].to_json(), "seconds": seconds[name]}
+                record = {**results[name].to_json(), "seconds": seconds[name], "notes": notes}
                 write_text(place / RECORD, json.dumps(record))
 
     def defended(name: str) -> Loaded:
@@ -154,7 +158,8 @@ def demo_text(
     )
     stage("finetune", lambda: defended("finetune"))
     stage("crow", lambda: defended("crow"))
-    result = DemoResult(results, seconds, spec.to_json(), seed)
+    stage("default", lambda: defended(registry.DEFAULT_DEFENSE["causal-lm"]))
+    result = DemoResult(results, seconds, spec.to_json(), notes, seed)
     if out is not None and shelf is not None:
         with new_directory(Path(out)) as work:
             for name in WRITTEN:
@@ -188,6 +193,8 @@ def _write(
             "options": plain(options),
             "template": next(iter(result.stages.values())).template,
             "seed": result.seed,
+            "default": registry.DEFAULT_DEFENSE["causal-lm"],
+            "notes": result.notes,
             "inputs": manifest.hashes(base.files),
             "stages": result.to_json(),
         },

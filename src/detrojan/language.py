@@ -71,7 +71,7 @@ def clean(
     preset nor options are given, from the weakest preset up, until no canary is left and perplexity rises by at most
     `max_cost` (a fraction; 0.05). That preset is then used. `CleanResult.proof` says what became of the canaries.
     """
-    entry = registry.find("defense", defense or "crow", "causal-lm")
+    entry = registry.find("defense", defense or registry.DEFAULT_DEFENSE["causal-lm"], "causal-lm")
     chosen = entry.make_options(options, preset)
     settings_to_try = ladder(entry, options, preset)
     if max_cost is not None and not (prove and max_cost >= 0):
@@ -80,7 +80,7 @@ def clean(
     spec = attack_spec(attack) if attack else None
     examples = text.read(data, limit=samples) if data is not None else None
     loaded = load(model, tokenizer=tokenizer, device=device)
-    tunes_lora = hasattr(chosen, "rank") and not chosen.full
+    tunes_lora = hasattr(chosen, "rank") and not getattr(chosen, "full", False)
     if keep_adapter and not (loaded.model_dir and tunes_lora):
         raise InputError(
             "--keep-adapter needs a model directory or hub name and LoRA tuning; leave it out to merge"

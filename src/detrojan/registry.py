@@ -16,6 +16,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 KINDS = ("trigger", "behavior", "defense")
 ROOMS = ("detrojan.attacks.text", "detrojan.attacks.image", "detrojan.defenses")
+DEFAULT_DEFENSE = {"causal-lm": "recant", "classifier": "ulrl"}
+"""The defense of each task where none is named."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,20 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeGuard
 
+from detrojan.registry import DEFAULT_DEFENSE
+
 PRESENT = 0.05
 """A rate above this counts as seen: the backdoor is still there, answers are empty, and so on."""
 DASH = "\N{EN DASH}"
-NAMES = {"crow": "CROW", "finetune": "plain fine-tuning", "ulrl": "ULRL"}
-LABELS = {"base": "original", "attacked": "attacked", "before": "before", "measured": "as measured"}
+NAMES = {"crow": "CROW", "finetune": "plain fine-tuning", "recant": "Recant", "ulrl": "ULRL"}
+DEFAULT = DEFAULT_DEFENSE["causal-lm"]
+LABELS = {
+    "base": "original",
+    "attacked": "attacked",
+    "before": "before",
+    "measured": "as measured",
+    "default": f"after {NAMES.get(DEFAULT, DEFAULT)}, the default",
+}
 UNPRINTABLE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]"
 )

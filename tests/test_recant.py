@@ -1,0 +1,226 @@
+"""Recant: pushes and loss against values worked out by hand, and against a naive reference."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+
+from detrojan import registry
+from detrojan.data.template import encode_all, encode_prompt
+from detrojan.defenses import inner_push, recant
+from detrojan.defenses.inner_push import Push, Ways, median_norms
+from detrojan.defenses.recant import RecantOptions, recant_loss
+from detrojan.training import collator, lm_loss
+from detrojan.types import Example, Loaded, Run, Template
+
+from pico import pico_model, pico_tokenizer
+
+OPTIONS = RecantOptions(beginnings=16, steps=2, batch_size=4, rank=2)
+
+
+def loaded(kind: str = "llama") -> Loaded:
+    return Loaded(pico_model(kind), pico_tokenizer(), "pico", torch.float32)
+
+
+def ways(radius: float = 2.0, answers: int = 2) -> Ways:
+    made = Ways([nn.Identity()], torch.tensor([radius]), answers, hidden=2, seed=0)
+    made.changes = torch.zeros(1, answers, 2)
+    return made
+
+
+def climbed(made: Ways, slope: list[list[float]]) -> Tensor:
+    changes = made.changes.clone().requires_grad_()
+    made.climb((changes * torch.tensor([slope])).sum(), changes)
+    return made.changes[0]
+
+
+def test_a_step_goes_down_the_slope_by_a_share_of_the_radius() -> None:
+    first = climbed(ways(), [[3.0, 4.0], [0.0, 0.0]])[0]
+    assert first.tolist() == pytest.approx([-0.35 * 2 * 0.6, -0.35 * 2 * 0.8])
+
+
+def test_a_change_that_was_not_used_stays() -> None:
+    made = ways()
+    made.changes[0, 1] = torch.tensor([0.5, -0.25])
+    assert climbed(made, [[3.0, 4.0], [0.0, 0.0]])[1].tolist() == [0.5, -0.25]
+
+
+def test_a_change_never_leaves_its_ball() -> None:
+    made = ways()
+    for _ in range(10):
+        climbed(made, [[3.0, 4.0], [1.0, 0.0]])
+    assert made.changes[0].tolist() == [pytest.approx([-1.2, -1.6]), pytest.approx([-2.0, 0.0])]
+
+
+def test_changes_begin_short_and_are_renewed(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Ways([nn.Identity()], torch.tensor([2.0]), 2, hidden=8, seed=0)
+    assert made.changes.norm(dim=-1).tolist() == [pytest.approx([0.2, 0.2])]
+    before = made.changes.clone()
+    monkeypatch.setattr(inner_push, "FRESH", 1.0)
+    made.renewed([Push(place=0, answer=1, start=0, end=1)], random.Random(0))
+    assert torch.equal(made.changes[0, 0], before[0, 0])
+    assert not torch.equal(made.changes[0, 1], before[0, 1])
+
+
+class Pair(nn.Module):
+    def forward(self, states: Tensor) -> tuple[Tensor, str]:
+        return states, "beside"
+
+
+@pytest.mark.parametrize("module", [nn.Identity(), Pair()])
+def test_a_push_changes_its_tokens_of_its_row_alone(module: nn.Module) -> None:
+    made = Ways([module], torch.tensor([1.0]), 2, hidden=2, seed=0)
+    changes = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
+    states = torch.zeros(3, 4, 2)
+    pushes = [Push(place=0, answer=1, start=1, end=3), Push(place=0, answer=0, start=3, end=4)]
+    with made.pushed(pushes, changes):
+        out = module(states)
+    pushed = out[0] if isinstance(out, tuple) else out
+    assert pushed[0].tolist() == [[0, 0], [3, 4], [3, 4], [0, 0]]
+    assert pushed[1].tolist() == [[0, 0], [0, 0], [0, 0], [1, 2]]
+    assert not pushed[2].any()
+    again = module(states)
+    assert not (again[0] if isinstance(again, tuple) else again).any()
+
+
+def test_the_radius_is_the_median_length_of_states() -> None:
+    model = pico_model()
+    embeddings = model.get_input_embeddings()
+    with torch.no_grad():
+        embeddings.weight.zero_()
+        for token in range(5):
+            embeddings.weight[token, 0] = 10.0 * token
+    # Behind the first token: 10, 20, 40 and 30, 0: the median of five is 20.
+    assert median_norms(model, [embeddings], [[4, 1, 2, 4], [4, 3, 0]], skip=1).tolist() == [20.0]
+
+
+def test_the_frame_of_a_template(chat: Template) -> None:
+    before, behind = recant._frame(loaded(), chat)
+    ids = encode_prompt(pico_tokenizer(), chat, Example("Why?"))
+    text = pico_tokenizer().decode(ids[before : len(ids) - behind])
+    assert text == "Why?"
+
+
+def test_rows_and_padding_are_each_others_inverse() -> None:
+    rows = [([5, 6, 7], [8, 9]), ([5], [6]), ([1, 2], [3, 4, 5])]
+    batch = recant._padded(rows, {"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+    assert batch["labels"][1].tolist() == [-100, 6, -100, -100, -100]
+    assert batch["attention_mask"].sum(1).tolist() == [5, 2, 5]
+    assert recant._rows(batch) == rows
+
+
+def batch_of(model: Loaded, chat: Template, examples: list[Example]) -> tuple[dict[str, Tensor], Tensor]:
+    rows: Any = encode_all(model.tokenizer, chat, examples[:4], 256)
+    batch = collator(model.tokenizer)(rows)
+    answered = int((batch["labels"] != -100).sum())
+    return batch, torch.tensor([answered, int(batch["attention_mask"].sum())])
+
+
+def with_lora(model: Loaded, moved: bool) -> Any:
+    torch.manual_seed(0)
+    tuned = get_peft_model(model.model, LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
+    for name, weight in tuned.named_parameters():
+        if moved and "lora_B" in name:
+            weight.data.normal_(std=0.5)
+    return tuned.eval()
+
+
+def loss_of(model: Loaded, chat: Template, examples: list[Example], **options: Any) -> Any:
+    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
+    return recant_loss(model, chat, [], prompts, RecantOptions(share=0.0, **options), 0)
+
+
+def test_a_model_that_was_not_changed_is_not_apart(chat: Template, examples: list[Example]) -> None:
+    model = loaded()
+    loss = loss_of(model, chat, examples, trust=0.0)
+    batch, counts = batch_of(model, chat, examples)
+    assert float(loss(with_lora(model, moved=False), batch, counts)) == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_loss_against_a_naive_reference(chat: Template, examples: list[Example]) -> None:
+    model = loaded()
+    loss = loss_of(model, chat, examples, trust=0.25)
+    batch, counts = batch_of(model, chat, examples)
+    tuned = with_lora(model, moved=True)
+    apart = told = tokens = 0.0
+    with torch.no_grad():
+        now = tuned(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        with tuned.disable_adapter():
+            then = tuned(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    for row, labels in enumerate(batch["labels"].tolist()):
+        for place, label in enumerate(labels):
+            if label == -100:
+                continue
+            p, q = then[row, place - 1].softmax(-1).tolist(), now[row, place - 1].softmax(-1).tolist()
+            apart += sum(a * math.log(a / b) for a, b in zip(p, q, strict=True) if a > 0)
+            told -= math.log(q[label])
+            tokens += 1
+    assert apart > 0.1
+    expected = (0.75 * apart + 0.25 * told) / tokens
+    assert float(loss(tuned, batch, counts)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_trusting_the_answers_alone_is_fine_tuning(chat: Template, examples: list[Example]) -> None:
+    model = loaded()
+    loss = loss_of(model, chat, examples, trust=1.0)
+    batch, counts = batch_of(model, chat, examples)
+    tuned = with_lora(model, moved=True)
+    assert float(loss(tuned, batch, counts)) == pytest.approx(float(lm_loss(tuned, batch, counts)), rel=1e-4)
+
+
+def test_a_push_draws_its_answer_more_with_every_batch(chat: Template, examples: list[Example]) -> None:
+    model = loaded()
+    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
+    tuned, made = with_lora(model, moved=False), []
+    planted = [(7, 11, 13)]
+
+    def watch(*args: Any, **kwargs: Any) -> Tensor:
+        made.append(float(draw(*args, **kwargs)))
+        return draw(*args, **kwargs)
+
+    draw, recant._draw = recant._draw, watch
+    try:
+        loss = recant_loss(model, chat, planted, prompts, RecantOptions(share=1.0, size=5.0), 0)
+        batch, counts = batch_of(model, chat, examples)
+        for _ in range(8):
+            loss(tuned, batch, counts)
+    finally:
+        recant._draw = draw
+    assert made[-1] < made[0] - 1
+
+
+def cleaned(run: Run, examples: list[Example], kind: str = "llama") -> tuple[Loaded, dict[str, Any]]:
+    notes: dict[str, Any] = {}
+    own = Run(run.template, run.seed, note=notes.__setitem__)
+    entry = registry.find("defense", "recant", "causal-lm")
+    return entry.value(loaded(kind), examples, OPTIONS, own), notes
+
+
+def test_one_seed_gives_one_result(run: Run, examples: list[Example]) -> None:
+    (first, notes), (second, same) = cleaned(run, examples), cleaned(run, examples)
+    assert "fixed answers" in notes
+    assert notes == same
+    fresh = pico_model().state_dict()
+    pairs = zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True)
+    moved = False
+    for (name, one), other in pairs:
+        assert torch.equal(one, other)
+        moved |= not torch.equal(one, fresh[name])
+    assert moved
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "mixtral"])
+def test_it_runs_on_models_of_many_kinds(kind: str, run: Run, examples: list[Example]) -> None:
+    model, _ = cleaned(run, examples, kind)
+    assert all(w.isfinite().all() for w in model.model.state_dict().values())
+
+
+def test_it_is_the_default_of_language_models() -> None:
+    assert registry.DEFAULT_DEFENSE["causal-lm"] == "recant"
+    assert list(registry.find("defense", "recant", "causal-lm").presets) == ["light", "default", "strong"]
