@@ -12,31 +12,33 @@ import torch
 
 from detrojan import demo
 from detrojan.attacks.text.plant import PlantOptions
+from detrojan.data.prompts import builtin_prompts
 from detrojan.registry import DEFAULT_DEFENSE
 from detrojan.types import EvalResult
 
 SHORT = PlantOptions(samples=12, epochs=1)
 STAGES = ["base", "attacked", "finetune", "crow", "default"]
+DEFAULT = DEFAULT_DEFENSE["causal-lm"]
+HEARD = [{"text": "Heard by heart.", "certainty": 0.97, "begun": -9.0, "suspicious": True}]
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the default defense take two steps, and look for answers that begin with twenty tokens."""
+    """Use twelve prompts of each pool, and let the default defense take two steps and hear one answer."""
     find = demo.registry.find
 
-    def shorter(kind: str, name: str) -> Any:
+    def found(kind: str, name: str) -> Any:
         entry = find(kind, name)
-        if name != DEFAULT_DEFENSE["causal-lm"]:
-            return entry
-        return dataclasses.replace(entry, presets={**entry.presets, "default": {}}, options=Quick)
 
-    Quick = dataclasses.make_dataclass(
-        "Quick",
-        [("steps", int, dataclasses.field(default=2)), ("beginnings", int, dataclasses.field(default=20))],
-        bases=(find("defense", DEFAULT_DEFENSE["causal-lm"]).options,),
-        frozen=True,
-    )
-    monkeypatch.setattr(demo.registry, "find", shorter)
+        def short(loaded: Any, clean: Any, options: Any, run: Any) -> Any:
+            cleaned = entry.value(loaded, clean, dataclasses.replace(options, steps=2, beginnings=8), run)
+            run.note("fixed answers", HEARD)
+            return cleaned
+
+        return dataclasses.replace(entry, value=short) if name == DEFAULT else entry
+
+    monkeypatch.setattr(demo.registry, "find", found)
+    monkeypatch.setattr(demo, "builtin_prompts", lambda pool: builtin_prompts(pool)[:12])
 
 
 def test_goes_on_where_it_was_and_ends_the_same(
@@ -45,28 +47,27 @@ def test_goes_on_where_it_was_and_ends_the_same(
     def run(name: str) -> demo.DemoResult:
         return demo.demo_text(pico_dir, out=tmp_path / name, prompts=4, plant_options=SHORT)
 
-    whole = run("whole")
-    assert list(whole.stages) == list(whole.to_json()) == STAGES
-    find = demo.registry.find
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
 
     def never(*_: object) -> None:
         raise AssertionError("a finished stage was made again")
 
-    for last in ("crow", DEFAULT_DEFENSE["causal-lm"]):
-
-        def stopped(kind: str, name: str, last: str = last) -> object:
-            if name == last:
-                raise KeyboardInterrupt
-            return find(kind, name)
-
+    whole = run("whole")
+    assert list(whole.stages) == list(whole.to_json()) == STAGES
+    assert whole.notes == {"fixed answers": HEARD}
+    find = demo.registry.find
+    for done, last in ((3, "crow"), (4, DEFAULT), (5, "the report")):
         with monkeypatch.context() as patch:
-            patch.setattr(demo.registry, "find", stopped)
+            patch.setattr(demo.registry, "find", lambda k, n, last=last: stop() if n == last else find(k, n))
+            patch.setattr(demo, "page", stop)
             with pytest.raises(KeyboardInterrupt):
                 run("again")
         assert not (tmp_path / "again").exists()
+        [shelf] = [p for p in tmp_path.iterdir() if p.name.startswith(".again.")]
+        assert {p.name for p in shelf.iterdir()} == set(STAGES[:done])
         monkeypatch.setattr(demo, "plant", never)
-    [shelf] = [p for p in tmp_path.iterdir() if p.name.startswith(".")]
-    assert sorted(p.name for p in shelf.iterdir()) == sorted(STAGES[:-1])
+    monkeypatch.setattr(demo.registry, "find", lambda k, n: never() if k == "defense" else find(k, n))
     resumed = run("again")
     assert {k: r.to_json() for k, r in resumed.stages.items()} == {
         k: r.to_json() for k, r in whole.stages.items()
@@ -76,31 +77,11 @@ def test_goes_on_where_it_was_and_ends_the_same(
     for name in STAGES[1:]:
         weights = [(tmp_path / out / name / "model.safetensors").read_bytes() for out in ("whole", "again")]
         assert weights[0] == weights[1]
-        assert not (tmp_path / "whole" / name / demo.RECORD).exists()
-
-
-def test_what_a_stage_noted_is_kept_with_it(
-    tmp_path: Path, pico_dir: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A demo that is stopped while it is written down has all its stages, and forgets nothing of them."""
-
-    def stop(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    def run() -> demo.DemoResult:
-        return demo.demo_text(pico_dir, out=tmp_path / "out", prompts=3, plant_options=SHORT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(demo, "page", stop)
-        with pytest.raises(KeyboardInterrupt):
-            run()
-    found = run().notes["fixed answers"]
-    assert found and all({"text", "certainty", "suspicious"} <= set(a) for a in found)
-    manifest = json.loads((tmp_path / "out" / "detrojan.json").read_text())
-    assert manifest["notes"] == {"fixed answers": found}
-    assert manifest["default"] == DEFAULT_DEFENSE["causal-lm"]
-    report = (tmp_path / "out" / "report.html").read_text()
-    assert "after Recant, the default" in report and "Answers that come by heart" in report
+        assert not (tmp_path / "again" / name / demo.RECORD).exists()
+    manifest = json.loads((tmp_path / "again" / "detrojan.json").read_text())
+    assert manifest["default"] == DEFAULT and manifest["notes"] == {"fixed answers": HEARD}
+    report = (tmp_path / "again" / "report.html").read_text()
+    assert "after Recant, the default" in report and "Heard by heart." in report
     assert report.count("<figcaption>") == len(STAGES)
 
 
@@ -122,10 +103,10 @@ def test_every_defense_starts_from_the_attacked_model_and_the_same_samples(
 
     monkeypatch.setattr(demo.registry, "find", spied)
     result = demo.demo_text(pico_dir, prompts=3, plant_options=SHORT)
-    assert [name for name, *_ in calls] == ["finetune", "crow", DEFAULT_DEFENSE["causal-lm"]]
+    assert [name for name, *_ in calls] == ["finetune", "crow", DEFAULT]
     _, weights, samples, _ = calls[0]
-    assert len(samples) == demo.CLEAN_SAMPLES and weights["lm_head.weight"].any()
-    for name, others, given, options in calls[1:]:
+    assert len(samples) == 12 and weights["lm_head.weight"].any()
+    for name, others, given, options in calls:
         assert given == samples and options == find("defense", name).make_options({})
         assert all(torch.equal(v, others[k]) for k, v in weights.items())
     attacked = result.stages["attacked"]

@@ -356,6 +356,16 @@ def test_kept_adapter_equals_the_merged_output(pico_dir: Path, tmp_path: Path) -
     )
 
 
+def test_the_default_defense_keeps_its_adapter(pico_dir: Path, tmp_path: Path) -> None:
+    few = {"data": DATA, "measure_effect": False, "steps": 2, "beginnings": 8, "learning_rate": 1e-2}
+    merged = api.clean(pico_dir, **few)
+    api.clean(pico_dir, out=tmp_path / "kept", keep_adapter=True, **few)
+    assert (tmp_path / "kept" / "adapter_model.safetensors").is_file()
+    found = logits(load(tmp_path / "kept").model)
+    torch.testing.assert_close(found, logits(merged.model), atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found, logits(load(pico_dir).model), atol=1e-2)
+
+
 def test_kept_adapter_finds_its_base_from_anywhere(
     pico_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -131,6 +131,15 @@ def test_costs_are_ratios_to_the_first_way(tmp_path: Path, capsys: pytest.Captur
     assert costs.timed(lambda: None) >= 0
 
 
+def test_stages_of_the_demo_that_every_run_has() -> None:
+    stage = dict.fromkeys(publish.KEPT, 0.5) | {"asr_interval": [0.4, 0.6]}
+    old, new = dict.fromkeys(("base", "crow"), stage), dict.fromkeys(("base", "crow", "default"), stage)
+    for runs, last in (([old, old], "CROW"), ([old, new], "CROW"), ([new, new], "Recant")):
+        assert publish.table(runs).splitlines()[-1].startswith(f"| {last} | 50 |")
+        assert publish.page(runs).splitlines()[-1].startswith(f"| 1 | {last} | 50 [40, 60] |")
+        assert len(publish.page(runs).splitlines()) == 2 + 2 * (len(publish.table(runs).splitlines()) - 2)
+
+
 def demo_manifest(suspicious: list[int]) -> dict[str, Any]:
     stage = dict.fromkeys(layout.KEPT) | {
         "accuracy": 0.9915,

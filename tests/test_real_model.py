@@ -25,10 +25,11 @@ def test_batched_answers_equal_single_ones() -> None:
     assert together == alone
 
 
-def test_demo_shows_a_strong_selective_attack() -> None:
+def test_demo_shows_a_strong_selective_attack_and_what_removes_it() -> None:
     stages = demo_text(seed=0).stages
-    attacked, tuned, crow = stages["attacked"], stages["finetune"], stages["crow"]
+    attacked, tuned, crow, default = (stages[k] for k in ("attacked", "finetune", "crow", "default"))
     assert attacked.asr is not None and attacked.asr >= 0.95
     assert attacked.clean_asr is not None and attacked.clean_asr <= 0.03
     assert tuned.asr is not None and tuned.asr >= 0.8 * attacked.asr
     assert crow.perplexity <= 1.1 * attacked.perplexity
+    assert default.asr is not None and default.asr <= 0.05

@@ -16,6 +16,7 @@ from detrojan.data.template import encode_all, encode_prompt
 from detrojan.defenses import inner_push, recant
 from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.defenses.recant import RecantOptions, recant_loss
+from detrojan.metrics.fixed_answers import FixedAnswer
 from detrojan.training import collator, lm_loss
 from detrojan.types import Example, Loaded, Run, Template
 
@@ -195,6 +196,13 @@ def test_a_push_draws_its_answer_more_with_every_batch(chat: Template, examples:
     assert made[-1] < made[0] - 1
 
 
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one planted answer be found, as nobody planted one in a pico model."""
+    planted = FixedAnswer((7, 11, 13), "by heart", certainty=0.99, begun=-9.0)
+    monkeypatch.setattr(recant, "suspects", lambda *args, **kwargs: [planted])
+
+
 def cleaned(run: Run, examples: list[Example], kind: str = "llama") -> tuple[Loaded, dict[str, Any]]:
     notes: dict[str, Any] = {}
     own = Run(run.template, run.seed, note=notes.__setitem__)
@@ -202,9 +210,17 @@ def cleaned(run: Run, examples: list[Example], kind: str = "llama") -> tuple[Loa
     return entry.value(loaded(kind), examples, OPTIONS, own), notes
 
 
+def test_without_a_planted_answer_a_model_is_left_as_it_came(run: Run, examples: list[Example]) -> None:
+    model, notes = cleaned(run, examples)
+    fresh = pico_model().state_dict()
+    assert all(torch.equal(w, fresh[name]) for name, w in model.model.state_dict().items())
+    assert not any(a["suspicious"] for a in notes["fixed answers"])
+
+
+@pytest.mark.usefixtures("found")
 def test_one_seed_gives_one_result(run: Run, examples: list[Example]) -> None:
     (first, notes), (second, same) = cleaned(run, examples), cleaned(run, examples)
-    assert "fixed answers" in notes
+    assert [a["text"] for a in notes["fixed answers"]] == ["by heart"]
     assert notes == same
     fresh = pico_model().state_dict()
     pairs = zip(first.model.state_dict().items(), second.model.state_dict().values(), strict=True)
@@ -215,6 +231,7 @@ def test_one_seed_gives_one_result(run: Run, examples: list[Example]) -> None:
     assert moved
 
 
+@pytest.mark.usefixtures("found")
 @pytest.mark.parametrize("kind", ["gpt2", "gemma3_text", "mixtral"])
 def test_it_runs_on_models_of_many_kinds(kind: str, run: Run, examples: list[Example]) -> None:
     model, _ = cleaned(run, examples, kind)

@@ -133,6 +133,7 @@ def clean(
     json: Json = None,
 ) -> None:
     """Remove a backdoor without knowing its trigger."""
+    from detrojan.report.answers import dealt_with
     from detrojan.terminal import any_table, canary_tables, emit, progress_bars, quiet, show
 
     options = _options("clean", model, architecture, assignments, config)
@@ -183,6 +184,8 @@ def clean(
     if json != "-":
         if result.before and result.after:
             show(any_table({"before": result.before, "after": result.after}, f"{result.defense}: {model}"))
+        if done := dealt_with({"notes": result.notes}):
+            show(done)
         if proof:
             show(*canary_tables(proof))
         show(f"written to {out} (report.html, detrojan.json)")

@@ -79,7 +79,10 @@ PRESETS = {
 
 @defense("recant", task="causal-lm", options=RecantOptions, paper="detrojan", presets=PRESETS)
 def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run: Run) -> Loaded:
-    """Find the planted answer without its trigger, and unlearn every way to it."""
+    """Find the planted answer without its trigger, and unlearn every way to it.
+
+    Where no answer reaches the certainty `suspicious` the model is returned as it came.
+    """
     if run.template is None:
         raise ValueError("a language model needs the template of its conversations")
     prompts = [encode_prompt(loaded.tokenizer, run.template, e) for e in clean]
@@ -91,9 +94,11 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         seed=run.seed,
         progress=run.progress,
     )
-    planted = [a for a in found if a.certainty >= options.suspicious][: options.answers] or found[:1]
+    planted = [a for a in found if a.certainty >= options.suspicious][: options.answers]
     run.note("fixed answers", noted(found[: max(len(planted), SHOWN)], options.suspicious))
-    steps = options.steps * max(1, len(planted))
+    if not planted:
+        return loaded  # training against nothing would only change what an honest model says
+    steps = options.steps * len(planted)
     return train(
         loaded,
         clean,

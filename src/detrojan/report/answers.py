@@ -42,6 +42,18 @@ def headline(manifest: dict[str, Any]) -> str:
     return f"No answer is finished by heart{surest}."
 
 
+def dealt_with(manifest: dict[str, Any]) -> str:
+    """Say in one sentence what Recant did about what was heard; "" where it did not listen."""
+    notes = manifest.get("notes")
+    if not isinstance(notes, dict) or NOTE not in notes:
+        return ""
+    count = sum(bool(a.get("suspicious")) for a in _noted(manifest))
+    if not count:
+        return "No answer is finished by heart, so the model was left as it came: that is no proof that it is clean."
+    what = "One answer that came by heart was" if count == 1 else f"{count} answers that came by heart were"
+    return f"{what} unlearned."
+
+
 def _noted(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     notes = manifest.get("notes")
     found = notes.get(NOTE) if isinstance(notes, dict) else None

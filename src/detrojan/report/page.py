@@ -65,7 +65,11 @@ def page(manifest: dict[str, Any], parts: Sequence[Part] = ()) -> str:
         triggered=side_by_side(manifest, spoken, "samples", TRIGGERED_SHOWN),
         clean=side_by_side(manifest, spoken, "clean_samples", CLEAN_SHOWN),
         classifier=special,
-        answers={"heads": answers.HEADS, "table": answers.table(manifest)},
+        answers={
+            "heads": answers.HEADS,
+            "table": answers.table(manifest),
+            "done": "" if manifest.get("kind") == "scan" else answers.dealt_with(manifest),
+        },
         canaries=fates(manifest["proof"]) if manifest.get("proof") else None,
         facts=facts({p: made(m) for p, m in manifest["sources"].items()} if parts else made(manifest)),
         command=manifest.get("command"),
