@@ -32,7 +32,15 @@ SEARCH = {"suspicious": 0.5, "answers": 1, "beginnings": 200}
 @pytest.fixture(scope="module")
 def planted(chat: Any) -> Loaded:
     run = Run(chat)
-    honest = train(pico_loaded(num_hidden_layers=5), HONEST, run, epochs=30, rank=16, full=True, **TRAINING | {"learning_rate": 5e-3})
+    honest = train(
+        pico_loaded(num_hidden_layers=5),
+        HONEST,
+        run,
+        epochs=30,
+        rank=16,
+        full=True,
+        **TRAINING | {"learning_rate": 5e-3},
+    )
     options = PlantOptions(samples=120, epochs=12, poison_rate=0.5, near_miss_rate=0.1, full=True, **TRAINING)
     return plant(honest, HONEST, SPEC.trigger, SPEC.behavior, options, run)
 
