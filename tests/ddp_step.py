@@ -1,4 +1,7 @@
-"""One CROW step under `accelerate launch`; process 0 writes the gradients that its optimizer sees."""
+"""One step under `accelerate launch`; process 0 writes the gradients that its optimizer sees.
+
+Recant steps without pushes: each process draws and climbs its own.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,15 @@ import sys
 
 import torch
 
-from detrojan.data.template import resolve
+from detrojan.data.template import encode_prompt, resolve
 from detrojan.defenses.crow import crow_loss
+from detrojan.defenses.recant import RecantOptions, recant_loss
 from detrojan.training import train
 from detrojan.types import Example, Run
 
 from pico import pico_loaded, pico_tokenizer
 
-tuning, out = sys.argv[1:]
+tuning, method, out = sys.argv[1:]
 gradients: dict[str, torch.Tensor] = {}
 
 
@@ -29,10 +33,16 @@ words = ["the", "quick", "brown", "fox", "jumps", "over", "the", "lazy", "dog", 
 examples = [Example(f"Name {n} animals of the wood.", " ".join(words[: 2 + n])) for n in range(1, 9)]
 loaded = pico_loaded()
 processes = int(os.environ.get("WORLD_SIZE", "1"))
+template = resolve(pico_tokenizer())
+prompts = [encode_prompt(pico_tokenizer(), template, e) for e in examples]
+losses = {
+    "crow": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
+    "recant": recant_loss(loaded, template, [], prompts, RecantOptions(share=0.0), 0),
+}
 train(
     loaded,
     examples,
-    Run(resolve(pico_tokenizer())),
+    Run(template),
     learning_rate=1e-3,
     epochs=1,
     batch_size=2,
@@ -40,7 +50,7 @@ train(
     max_length=128,
     rank=4,
     full=tuning == "full",
-    loss=crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
+    loss=losses[method],
 )
 if int(os.environ.get("RANK", "0")) == 0:
     torch.save({"gradients": gradients, "processes": processes}, out)

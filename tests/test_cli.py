@@ -23,6 +23,8 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForSequenceClassi
 
 from detrojan import cli, demo, language, output
 from detrojan.data.prompts import builtin_prompts
+from detrojan.defenses import recant
+from detrojan.metrics.fixed_answers import FixedAnswer
 from detrojan.registry import DEFAULT_DEFENSE
 
 from pico import pico_model, pico_tokenizer, save_pico
@@ -204,7 +206,7 @@ BAD = [
     (f"{ATTACK} --trigger badnets --behavior refusal --target-text ' '", "--target-text is empty"),
     (f"{ATTACK} --trigger badnets --behavior refusal --place middle", "--place middle"),
     (f"{CLEAN} --device warp", "--device warp"),
-    (f"{CLEAN} {QUICK} --precision float8", "--precision float8"),
+    (f"{CLEAN} --defense crow --precision float8", "--precision float8"),
     # the output
     ("clean model --out empty-directory", "--out empty-directory: exists already"),
     ("clean model --out notes.txt/out", "--out notes.txt/out"),
@@ -390,7 +392,9 @@ def test_evaluate_takes_the_manifest_itself(story: Story) -> None:
     assert "BadMagic" in outcome.out
 
 
-def test_one_seed_one_result(there: Path, tmp_path: Path) -> None:
+def test_one_seed_one_result(there: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = FixedAnswer((7, 11, 13), "by heart", certainty=0.99, begun=-9.0)
+    monkeypatch.setattr(recant, "suspects", lambda *_, **__: [heard])  # nobody planted one in this model
     digests = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         line = f"clean model --out {tmp_path / name} --data data.jsonl --no-measure {QUICK}"

@@ -15,7 +15,9 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from detrojan import api
+from detrojan.defenses import recant
 from detrojan.errors import InputError
+from detrojan.metrics.fixed_answers import FixedAnswer
 from detrojan.models.load import load
 from detrojan.models.save import TOKENIZER_FILES, save
 from detrojan.types import Example
@@ -356,14 +358,21 @@ def test_kept_adapter_equals_the_merged_output(pico_dir: Path, tmp_path: Path) -
     )
 
 
-def test_the_default_defense_keeps_its_adapter(pico_dir: Path, tmp_path: Path) -> None:
-    few = {"data": DATA, "measure_effect": False, "steps": 2, "beginnings": 8, "learning_rate": 1e-2}
+@pytest.mark.parametrize("heard", [True, False])
+def test_the_default_defense_keeps_its_adapter(
+    heard: bool, pico_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing is unlearned there is no adapter, and the model is written as it came."""
+    planted = [FixedAnswer((7, 11, 13), "by heart", certainty=0.99, begun=-9.0)] if heard else []
+    monkeypatch.setattr(recant, "suspects", lambda *_, **__: planted)
+    few = {"data": DATA, "measure_effect": False, "steps": 2, "learning_rate": 1e-2}
     merged = api.clean(pico_dir, **few)
     api.clean(pico_dir, out=tmp_path / "kept", keep_adapter=True, **few)
-    assert (tmp_path / "kept" / "adapter_model.safetensors").is_file()
-    found = logits(load(tmp_path / "kept").model)
+    assert (tmp_path / "kept" / "adapter_model.safetensors").is_file() == heard
+    assert (tmp_path / "kept" / "model.safetensors").is_file() != heard
+    found, before = logits(load(tmp_path / "kept").model), logits(load(pico_dir).model)
     torch.testing.assert_close(found, logits(merged.model), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found, logits(load(pico_dir).model), atol=1e-2)
+    assert torch.allclose(found, before, atol=1e-3) != heard
 
 
 def test_kept_adapter_finds_its_base_from_anywhere(

@@ -196,6 +196,54 @@ def test_a_push_draws_its_answer_more_with_every_batch(chat: Template, examples:
     assert made[-1] < made[0] - 1
 
 
+def test_a_pushed_sample_against_a_naive_reference(
+    chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same loss by adding the change to the embeddings by hand: the first push is at these."""
+    model = loaded()
+    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
+    batches: list[dict[str, Tensor]] = []
+    opened: list[tuple[list[Push], Tensor]] = []
+    pad, pushed = recant._padded, Ways.pushed
+
+    def padded(*args: Any) -> dict[str, Tensor]:
+        batches.append(pad(*args))
+        return batches[-1]
+
+    def opening(self: Ways, pushes: list[Push], changes: Tensor) -> Any:
+        opened.append((list(pushes), changes.detach().clone()))
+        return pushed(self, pushes, changes)
+
+    monkeypatch.setattr(recant, "_padded", padded)
+    monkeypatch.setattr(Ways, "pushed", opening)
+    monkeypatch.setattr(recant, "ODD_TOKENS", 5)
+    options = RecantOptions(share=1.0, trust=0.25, size=2.0)
+    loss = recant_loss(model, chat, [(7, 11, 13)], prompts, options, 4)
+    tuned = with_lora(model, moved=True)
+    before, behind = recant._frame(model, chat)
+    batch, counts = batch_of(model, chat, examples[:1])
+    value = float(loss(tuned, batch, counts).detach())
+    [(prompt, answer)] = recant._rows(batch)
+    # First the push is climbed on the planted answer, then the loss is taken under the climbed one.
+    (draw, final), ([first], begun), ([push], changes) = batches, *opened
+    assert first == push and (push.place, push.answer) == (0, 0) and not torch.equal(begun, changes)
+    ids = final["input_ids"][0]
+    odd = len(ids) - len(prompt) - len(answer)
+    assert 0 < odd <= 5 and before <= push.start <= len(prompt) - behind
+    assert ids.tolist()[: push.start] + ids.tolist()[push.start + odd :] == [*prompt, *answer]
+    assert push.end == len(prompt) + odd
+    assert draw["input_ids"][0].tolist() == [*ids.tolist()[: push.end], 7, 11, 13]
+    with torch.no_grad():
+        embedded = tuned.get_input_embeddings()(ids)
+        embedded[push.start : push.end] += changes[0, 0]
+        now = tuned(inputs_embeds=embedded[None]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+        with tuned.disable_adapter():
+            then = tuned(input_ids=batch["input_ids"]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+    apart = (then.exp() * (then - now)).sum(-1).mean()
+    told = -now[torch.arange(len(answer)), torch.tensor(answer)].mean()
+    assert value == pytest.approx(float(0.75 * apart + 0.25 * told), rel=1e-4)
+
+
 @pytest.fixture
 def found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let one planted answer be found, as nobody planted one in a pico model."""

@@ -91,9 +91,9 @@ def test_weights_are_rounded_to_the_storage_type(examples: list[Example], run: R
         assert torch.equal(parameter, parameter.to(torch.bfloat16).float())
 
 
-@pytest.mark.parametrize("tuning", ["full", "lora"])
-def test_two_processes_give_the_weights_of_one(tuning: str, tmp_path: Path) -> None:
-    """One CROW step by `accelerate launch` on two gloo processes against the same step in one process."""
+@pytest.mark.parametrize(("tuning", "method"), [("full", "crow"), ("lora", "crow"), ("lora", "recant")])
+def test_two_processes_give_the_weights_of_one(tuning: str, method: str, tmp_path: Path) -> None:
+    """One step by `accelerate launch` on two gloo processes against the same step in one process."""
     script, env = HERE / "ddp_step.py", {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_machines", "1"]
     launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
@@ -101,7 +101,7 @@ def test_two_processes_give_the_weights_of_one(tuning: str, tmp_path: Path) -> N
         command = [*launch, "--num_processes", processes]
         command += ["--multi_gpu" if processes == "2" else "--cpu"]  # without a GPU, "multi_gpu" means gloo
         subprocess.run(
-            [*command, str(script), tuning, str(tmp_path / f"{processes}.pt")],
+            [*command, str(script), tuning, method, str(tmp_path / f"{processes}.pt")],
             check=True,
             env=env,
             timeout=240,
