@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.metrics.suspects import noted, suspects
 from detrojan.models.blocks import blocks
+from detrojan.models.mode import evaluating
 from detrojan.options import option
 from detrojan.registry import defense
 from detrojan.training import Batch, Loss, label_positions, language_loss, train
 from detrojan.types import Example, Loaded, Run, Template
 
-DEPTHS = (0.0, 0.2, 0.4, 0.6)
-"""Where states are pushed, as shares of the blocks; 0 is the embeddings."""
+DEPTHS = (0.2, 0.4, 0.6)
+"""Behind which shares of the blocks states are pushed; behind the embeddings they are too."""
 DRAWN = 8
 """Tokens of a planted answer that a push must draw: the rest follows by itself."""
 ODD_TOKENS = 3
@@ -99,12 +101,13 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     if not planted:
         return loaded  # training against nothing would only change what an honest model says
     steps = options.steps * len(planted)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
     return train(
         loaded,
         clean,
         run,
         learning_rate=options.learning_rate,
-        epochs=steps * options.batch_size * options.accumulation / len(clean),
+        epochs=steps * options.batch_size * options.accumulation * processes / len(clean),
         batch_size=options.batch_size,
         accumulation=options.accumulation,
         max_length=options.max_length,
@@ -128,11 +131,11 @@ def recant_loss(
     rng = random.Random(f"{seed}/pushes")
     before, behind = _frame(loaded, template)
     stack = blocks(loaded.model)
-    places: list[nn.Module] = [
-        stack[int(d * len(stack)) - 1] if d else loaded.model.get_input_embeddings() for d in DEPTHS
-    ]
+    hidden = loaded.model.config.get_text_config().hidden_size
+    embeddings = loaded.model.get_input_embeddings()
+    places: list[nn.Module] = [embeddings] if embeddings.embedding_dim == hidden else []
+    places += [stack[max(1, int(d * len(stack))) - 1] for d in DEPTHS]
     radius = options.size * median_norms(loaded.model, places, prompts[:MEASURED], before)
-    hidden = loaded.model.get_input_embeddings().embedding_dim
     ways = Ways(places, radius, len(planted), hidden, seed)
     usual = [k for k in range(len(loaded.tokenizer)) if k not in set(loaded.tokenizer.all_special_ids)]
     turn = 0
@@ -187,7 +190,7 @@ def _teacher(model: Any, batch: Batch) -> list[Tensor]:
     """Return what the model said before it was trained: log probabilities (answer tokens, vocabulary) of each row."""
     kept = label_positions(batch["labels"])
     inputs = {k: v for k, v in batch.items() if k != "labels"}
-    with torch.no_grad(), getattr(model, "module", model).disable_adapter():
+    with torch.no_grad(), evaluating(model), getattr(model, "module", model).disable_adapter():
         logits = model(**inputs, logits_to_keep=kept).logits.float().log_softmax(-1)
     there = batch["labels"][:, kept + 1] != -100
     return [row[mask] for row, mask in zip(logits, there, strict=True)]

@@ -127,7 +127,7 @@ def _read(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], Tens
 
     if model._is_stateful:
         raise InputError(
-            f"{type(model).__name__} keeps a running state, not keys and values; fixed answers need those"
+            f"{type(model).__name__} keeps a running state, where no fixed answer can be looked for; use --defense crow"
         )
     states, logs = [], []
     for ids in prompts:
