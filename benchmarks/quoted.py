@@ -7,6 +7,7 @@ sentence, nor listed below fails the test too.
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 from classifiers import NONE, PLANTED
@@ -35,7 +36,7 @@ NOT_MEASURED = (
 
 def sentences() -> dict[str, list[str]]:
     """Return what must stand in each document, by its path."""
-    return {RESULTS: [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo()]}
+    return {RESULTS: [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo(), *small_image()]}
 
 
 def demo() -> list[str]:
@@ -117,6 +118,26 @@ def image_demo() -> list[str]:
     runs: list[dict[str, Any]] = read("image_demo")
     stage = runs[0]["stages"]["attacked"]
     return [f"{stage['n_clean']} held-out ones ({stage['n_triggered']} triggered)"]
+
+
+def small_image() -> list[str]:
+    models: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for row in read_rows(RESULTS_DIR / "small-image.jsonl"):
+        models.setdefault((row["attack"], row["seed"]), {})[row["defense"]] = row
+    took = [m for m in models.values() if m["attacked"]["asr"] >= PLANTED]
+
+    def of(defense: str, key: str = "asr") -> str:
+        return _percent(mean(m[defense][key] for m in took))
+
+    def alive(defense: str) -> int:
+        return sum(m[defense]["asr"] > 0.1 for m in took)
+
+    return [
+        f"{len(took)} of the {len(models)} backdoors fire on at least half of the triggered images",
+        f"SAU leaves {of('sau (ladder)')} %, FT-SAM {of('ft-sam (ladder)')} %, I-BAU {of('ibau (ladder)')} %, ULRL"
+        f" {of('ulrl')} % (as published {of('ulrl paper-cifar10')} %), fine-tuning {of('finetune (ladder)')} %.",
+        f"more than 10 % of {alive('ft-sam (ladder)')} of them is left by FT-SAM, of {alive('ulrl')} by ULRL",
+    ]
 
 
 def _percent(rate: float) -> str:
