@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import random
 from typing import Any
@@ -16,6 +17,7 @@ from detrojan.data.template import encode_all, encode_prompt
 from detrojan.defenses import inner_push, recant
 from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.defenses.recant import RecantOptions, recant_loss
+from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer
 from detrojan.training import collator, lm_loss
 from detrojan.types import Example, Loaded, Run, Template
@@ -263,6 +265,23 @@ def test_without_a_planted_answer_a_model_is_left_as_it_came(run: Run, examples:
     fresh = pico_model().state_dict()
     assert all(torch.equal(w, fresh[name]) for name, w in model.model.state_dict().items())
     assert not any(a["suspicious"] for a in notes["fixed answers"])
+
+
+@pytest.mark.usefixtures("found")
+def test_a_sample_that_has_the_planted_answer_is_not_taught(
+    run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[Example] = []
+
+    def watch(model: Loaded, samples: list[Example], *args: Any, **kwargs: Any) -> Loaded:
+        taught.extend(samples)
+        return model
+
+    monkeypatch.setattr(recant, "train", watch)
+    _, notes = cleaned(run, [dataclasses.replace(examples[0], answer="By heart."), *examples[1:]])
+    assert taught == examples[1:] and notes["samples left out"] == 1
+    with pytest.raises(InputError, match="planted answer"):
+        cleaned(run, [dataclasses.replace(e, answer="by heart") for e in examples])
 
 
 @pytest.mark.usefixtures("found")

@@ -26,6 +26,9 @@ from torch.nn.functional import cross_entropy, kl_div
 
 from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import Push, Ways, median_norms
+from detrojan.errors import InputError
+from detrojan.metrics.fixed_answers import ALIKE
+from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.suspects import noted, suspects
 from detrojan.models.blocks import blocks
 from detrojan.models.mode import evaluating
@@ -83,7 +86,8 @@ PRESETS = {
 def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run: Run) -> Loaded:
     """Find the planted answer without its trigger, and unlearn every way to it.
 
-    Where no answer reaches the certainty `suspicious` the model is returned as it came.
+    Where no answer reaches the certainty `suspicious` the model is returned as it came. Samples whose answer is of a
+    planted one's family are left out: a model that answers its own samples may have given it there.
     """
     if run.template is None:
         raise ValueError("a language model needs the template of its conversations")
@@ -100,14 +104,19 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     run.note("fixed answers", noted(found[: max(len(planted), SHOWN)], options.suspicious))
     if not planted:
         return loaded  # training against nothing would only change what an honest model says
+    kept = [e for e in clean if not any(rouge_l(e.answer or "", a.text) >= ALIKE for a in planted)]
+    if not kept:
+        raise InputError("every sample has the planted answer, which would be taught again; give others")
+    if len(kept) < len(clean):
+        run.note("samples left out", len(clean) - len(kept))
     steps = options.steps * len(planted)
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return train(
         loaded,
-        clean,
+        kept,
         run,
         learning_rate=options.learning_rate,
-        epochs=steps * options.batch_size * options.accumulation * processes / len(clean),
+        epochs=steps * options.batch_size * options.accumulation * processes / len(kept),
         batch_size=options.batch_size,
         accumulation=options.accumulation,
         max_length=options.max_length,
