@@ -4,12 +4,11 @@ import copy
 import json
 import re
 import shlex
-import shutil
-import subprocess
 import sys
 from html.parser import HTMLParser
 
 import pytest
+from browser import needs_browser, shown
 
 from detrojan import api, cli, manifest
 from detrojan.report.compare import compare, grouped
@@ -19,18 +18,6 @@ from detrojan.report.words import stages
 from detrojan.written import report
 
 EVIL = '<script>alert("x")</script><img src=x>'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-]
 DOT = "data:image/png;base64,iVBORw0KGgo="
 BADNETS = {"trigger": {"name": "badnets", "options": {}}, "mode": "all-to-one", "target": 0}
 
@@ -407,7 +394,7 @@ def test_the_page_is_the_same_each_time_and_no_manifest_is_changed():
     assert page(*compare(given)) == page(*compare(given)) and given == before
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_in_a_browser(tmp_path):
     rest = [
         cleaned(d, a, weights=w)
@@ -418,13 +405,5 @@ def test_in_a_browser(tmp_path):
     # The page allows no script, so on a phone its width is measured from a copy without the policy.
     measure = "<script>document.title = document.documentElement.scrollWidth > innerWidth</script></body>"
     phone = re.sub("<meta http-equiv.*?>", "", html).replace("</body>", measure)
-    shown = []
-    for width, content in ((1200, html), (360, phone)):
-        path = tmp_path / f"{width}.html"
-        path.write_text(content, encoding="utf-8")
-        flags = [*FLAGS, f"--window-size={width},900", f"--user-data-dir={tmp_path / 'profile'}"]
-        line = [CHROMIUM, *flags, "--dump-dom", path.as_uri()]
-        done = subprocess.run(line, capture_output=True, text=True, timeout=120)
-        assert "CONSOLE" not in done.stderr, done.stderr
-        shown.append(done.stdout)
-    assert "fell from" in shown[0] and "<title>false</title>" in shown[1]
+    assert "fell from" in shown(html, tmp_path, "--window-size=1200,900")
+    assert "<title>false</title>" in shown(phone, tmp_path, "--window-size=360,900")

@@ -5,14 +5,13 @@ import hashlib
 import json
 import math
 import re
-import shutil
-import subprocess
 from base64 import b64encode
 from functools import cache
 from html.parser import HTMLParser
 from itertools import pairwise
 
 import pytest
+from browser import needs_browser, shown
 
 from detrojan.bench import tables
 from detrojan.bench.grid import Attack, Defense, Grid
@@ -24,18 +23,6 @@ from detrojan.report.standings import read
 
 EVIL = '<script>alert("x")</script><img src=x>$\\frac$'
 VOID = {"meta", "path", "use", "rect"}
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--enable-logging=stderr",
-]
 
 
 def cell(mean, best=False, failed=0):
@@ -439,7 +426,7 @@ def test_the_summary_of_a_grid_is_plain_data_that_the_page_reads():
     assert page.tables[0][2] == ["clp", "3 % (best)", "1 of 1", "90 %", "3.0"] and "boom" in page.text
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@needs_browser
 def test_in_a_browser_tables_sort_by_click_and_by_keyboard(tmp_path):
     # A copy of the page whose policy also lets the steps of the test run.
     steps = """
@@ -465,17 +452,9 @@ def test_in_a_browser_tables_sort_by_click_and_by_keyboard(tmp_path):
     html = html.replace("script-src '", f"script-src 'sha256-{code}' '").replace(
         "</body>", f"<script>{steps}</script></body>"
     )
-    path = tmp_path / "page.html"
-    path.write_text(html, encoding="utf-8")
-    done = subprocess.run(
-        [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri()],
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert "CONSOLE" not in done.stderr, done.stderr
-    log = re.search(r"<output>(.*?)</output>", done.stdout)
-    assert log, done.stderr
+    seen = shown(html, tmp_path)
+    log = re.search(r"<output>(.*?)</output>", seen)
+    assert log, seen
     assert log.group(1).split("|") == [
         "acb",
         "2 ascending bac",
