@@ -65,6 +65,28 @@ def _found(run: dict[str, Any]) -> str:
     return f"{what} (score {notes['scores'][target]:.1f}, threshold {notes['threshold']:g})"
 
 
+def prove_kept(result: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of the JSON that `detrojan clean --prove --json FILE` wrote."""
+    return {k: result[k] for k in ("seconds", "notes", "perplexity_ratio", "proof")}
+
+
+def prove(proof: dict[str, Any]) -> str:
+    """Lay the canaries out: their attack success in the copy, before the defense and after the setting in use."""
+    after = {f["canary"]: f for f in proof["rungs"][proof["chosen"]]["fates"]}
+    lines = ["| canary | ASR before, % [95 %] | after, % [95 %] | fate |", "|---" * 4 + "|"]
+    for fate in proof["before"]:
+        name = fate["canary"]
+        ended = "survived" if name in proof["survivors"] else "removed"
+        what = ended if name in proof["taken"] else "did not take, so it does not count"
+        lines.append(f"| {name} | {_asr(fate)} | {_asr(after[name])} | {what} |")
+    return "\n".join(lines)
+
+
+def _asr(fate: dict[str, Any]) -> str:
+    rate, low, high = (100 * v for v in (fate["asr"], *fate["asr_interval"]))
+    return f"{rate:.0f} [{low:.0f}, {high:.0f}]"
+
+
 def papers(published: list[dict[str, Any]]) -> str:
     """Lay the papers' attack success rates out, a line for each model and attack, a column for each defense."""
     parts = []

@@ -10,6 +10,8 @@
     python benchmarks/publish.py --image-demo image-0 image-1 image-2
     detrojan bench small-text --out grid
     python benchmarks/publish.py --small-text grid/results.jsonl
+    detrojan clean MODEL --out DIR --prove --preset default --json proved.json
+    python benchmarks/publish.py --prove proved.json
     python benchmarks/crow_cost.py --json crow.json
     python benchmarks/publish.py --crow-cost crow.json --ulrl-cost ulrl.json
 
@@ -78,6 +80,7 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, nargs="+", default=[])
     parser.add_argument("--attacks", type=Path)
     parser.add_argument("--image-demo", type=Path, nargs="+", default=[])
+    parser.add_argument("--prove", type=Path)
     for name in (*ROWS, *COSTS):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     arguments = parser.parse_args()
@@ -93,6 +96,9 @@ def main() -> None:
         ]
         demos = [layout.image_demo_kept(m) for m in manifests]
         (RESULTS / "image_demo.json").write_text(json.dumps(demos, indent=1) + "\n", encoding="utf-8")
+    if arguments.prove:
+        proved = layout.prove_kept(json.loads(arguments.prove.read_text(encoding="utf-8")))
+        (RESULTS / "prove.json").write_text(json.dumps(proved, indent=1) + "\n", encoding="utf-8")
     for name in (*ROWS, *COSTS):
         if given := getattr(arguments, name.replace("-", "_")):
             shutil.copyfile(given, RESULTS / f"{name}.json{'l' * (name in ROWS)}")
@@ -123,6 +129,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
         yield where, "image_summary", summary(images, f"{attacks} image attacks")
     yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
+    yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))

@@ -19,6 +19,7 @@ from publish import ATTACKS, read
 from publish import RESULTS as RESULTS_DIR
 
 RESULTS = "docs/results/README.md"
+PROOF = "docs/proof.md"
 CHECKED = ("README.md", RESULTS)
 CHOSEN_ON = 22
 """The last model of the scan that its rules were chosen on."""
@@ -36,7 +37,8 @@ NOT_MEASURED = (
 
 def sentences() -> dict[str, list[str]]:
     """Return what must stand in each document, by its path."""
-    return {RESULTS: [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo(), *small_image()]}
+    results = [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo(), *small_image()]
+    return {RESULTS: results, PROOF: prove()}
 
 
 def demo() -> list[str]:
@@ -118,6 +120,22 @@ def image_demo() -> list[str]:
     runs: list[dict[str, Any]] = read("image_demo")
     stage = runs[0]["stages"]["attacked"]
     return [f"{stage['n_clean']} held-out ones ({stage['n_triggered']} triggered)"]
+
+
+def prove() -> list[str]:
+    run = read("prove")
+    proof, heard = run["proof"], [a for a in run["notes"]["fixed answers"] if a["suspicious"]]
+    rung = proof["rungs"][proof["chosen"]]
+    canaries, copied, alone = (t / 60 for t in (proof["seconds"], rung["seconds"], run["seconds"]))
+    return [
+        f"{proof['removed']} of {len(proof['taken'])} removed, so the exit status is 1",
+        f"{proof['before'][0]['n']} prompts for each canary",
+        f"held-out answers rose by {_percent(proof['cost'])} %, of the copy's by {_percent(rung['cost'])} %",
+        f'second answer for planted ("{heard[1]["text"]}", certainty {heard[1]["certainty"]:.2f})',
+        f"{canaries:.0f} minutes for the canaries ({copied:.0f} of them for Recant on the copy), {alone:.0f} for the"
+        " model itself",
+        f"this run took {(canaries + alone) / alone:.1f} times",
+    ]
 
 
 def small_image() -> list[str]:
