@@ -2,19 +2,21 @@
 
 A backdoor that draws one planted answer leaves a trace in the answers to clean prompts: hardly ever begun there, the
 planted answer is finished by heart as soon as its first tokens are forced (the observation of BAIT, IEEE S&P 2025). So
-no trigger is needed to find it. Tokens that may begin an answer are each continued by what is likeliest on average over
-several unrelated prompts:
+no trigger is needed to find it. Pairs of tokens that may begin an answer are each continued by what is likeliest on
+average over several unrelated prompts:
 
     y_k = argmax_v  mean_x p(v | x, y_1 .. y_k-1)        until the end of the turn
     certainty(y) = exp(mean_k log mean_x p(y_k | x, y_1 .. y_k-1)),   k past the first OPENING continuations
 
 The first continuations may branch and do not count: "I" is followed by many words, "I'm sorry, but as" by one.
-An honest model ends no answer that way: what it says depends on what it was asked.
+An honest model ends no answer that way: what it says depends on what it was asked. What goes on by heart for long and
+then depends on the question is a fixed opening, such as a payload before an honest answer; it counts as well.
 """
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +26,15 @@ from torch import Tensor
 
 from detrojan.data.answers import decode_answer
 from detrojan.errors import InputError
-from detrojan.metrics.recovery import rouge_l
+from detrojan.metrics.recovery import part_of, rouge_l
 from detrojan.models.generate import stop_tokens
 from detrojan.models.mode import evaluating
 from detrojan.types import Loaded, Progress, silent
 
 OPENING = 3
 """Continuations that may branch, and that say nothing of certainty."""
+PAST = 1 + OPENING
+"""Tokens of a line up to the end of its opening."""
 BRANCHES = 3
 SHORTEST = 2
 """Tokens after the opening, the end of the turn among them, that a certainty is taken over at least."""
@@ -40,24 +44,37 @@ KEPT = CHUNK // 8
 """Lines that are followed in any case."""
 HOPELESS = -0.7
 """Mean log probability past the opening under which an answer is followed no further."""
-SETTLED = OPENING + 3
-"""Continuations after which it shows whether an answer goes on by heart."""
+SETTLED = PAST + 3
+"""Tokens after which it shows whether an answer goes on by heart."""
+LONG = 6
+"""Tokens past the opening that are said by heart, from which an answer counts that is not ended so."""
+BY_HEART = math.log(0.9)
+"""Mean log probability of these tokens at least."""
+LOST = math.log(0.5)
+"""Log probability of a token under which it does not go on by heart."""
+TAIL = 5
+"""Tokens by which two unfinished answers are known to be on the same way."""
 ALIKE = 0.5
 """ROUGE-L from which two answers are of one family."""
+PART = 0.75
+"""Share of the shorter answer's words, in their order, from which it is a part of the longer one."""
 OF_OPENING = 0.25
-"""What the opening's log probability counts for against the rest's, where room is short."""
+"""What an opening's log probability counts for against what follows, where room is short."""
 
 
 @dataclass(frozen=True)
 class FixedAnswer:
-    """An answer that does not depend on the question: its tokens (the end of the turn last), text and certainty."""
+    """An answer, or its opening, that does not depend on the question."""
 
     tokens: tuple[int, ...]
+    """The end of the turn last, where it is `ended`."""
     text: str
     certainty: float
     """Geometric mean probability of a token past the opening, 0 to 1."""
     begun: float
     """Log probability with which it is begun by itself on a clean prompt, first token and opening."""
+    ended: bool = True
+    """Whether the turn ends by heart as well; else what follows depends on the question, or is too long to be seen."""
 
 
 def fixed_answers(
@@ -68,54 +85,56 @@ def fixed_answers(
     longest: int = 40,
     progress: Progress = silent,
 ) -> list[FixedAnswer]:
-    """Return the answers that a model ends by itself after tokenised `prompts`, the most certain first.
+    """Return what a model says by heart after tokenised `prompts`, the most certain first.
 
-    The `beginnings` likeliest first tokens are followed, CHUNK at a time, until it shows which of their answers go on
-    by heart; the CHUNK best of all are followed to the end, over at most `longest` tokens. Answers that share
-    half of their words (ROUGE-L) are one family: the most certain stands for it, and of those about equally certain
-    the one that is begun most readily.
+    Each of the `beginnings` likeliest first tokens is begun with, and its likeliest second; so are as many more of the
+    likeliest pairs, since a planted answer may go on from a common word with a rare one. All are followed, CHUNK at a
+    time, until it shows which go on by heart; the CHUNK best are followed to the end, over at most `longest` tokens.
+    Answers that share half of their words (ROUGE-L), or of which one is a part of the other, are one family: the most
+    certain stands for it, and of those about equally certain the one that is begun most readily.
     """
     model, ends = loaded.model, stop_tokens(loaded)
     with torch.inference_mode(), evaluating(model):
         states, first = _read(model, prompts)
         starts = first.topk(min(beginnings, len(first))).indices
         starts = starts[[int(t) not in ends for t in starts]]
-        heads, ended = [], []
-        for at in range(0, len(starts), CHUNK):
-            begun = starts[at : at + CHUNK].unsqueeze(1)
-            head, over = _followed(model, states, _Lines.begin(begun), range(1, SETTLED + 1), ends)
+        pairs = _pairs(model, states, starts, first, beginnings)
+        over = _over(pairs, ends)
+        found, pairs, heads = _said(pairs.take(over)), pairs.take(~over), []
+        for at in range(0, len(pairs.said), CHUNK):
+            head, done = _followed(model, states, pairs.take(slice(at, at + CHUNK)), range(2, SETTLED), ends)
             heads.append(head)
-            ended += over
-            progress("looking for fixed answers", min(at + CHUNK, len(starts)), len(starts))
+            found += done
+            progress("looking for fixed answers", min(at + CHUNK, len(pairs.said)), len(pairs.said))
         if heads := [h for h in heads if len(h.said)]:
             best = _Lines.joined(heads).best(CHUNK)
-            ended += _followed(model, states, best, range(SETTLED + 1, longest), ends)[1]
-    return _families([_answer(loaded, said, steps, float(first[said[0]])) for said, steps in ended])
+            rest, done = _followed(model, states, best, range(SETTLED, longest), ends)
+            found += done + _said(rest.take(_by_heart(rest)), ended=False)
+    return _families([_answer(loaded, said) for said in found])
+
+
+_Said = tuple[list[int], list[float], bool]
+"""Tokens, their log probabilities, and whether it was ended."""
 
 
 @dataclass(frozen=True)
 class _Lines:
-    """Unfinished answers: tokens (lines, length), and log probabilities (lines, length - 1) behind the first token."""
+    """Unfinished answers: tokens (lines, length), and the log probability (lines, length) of each."""
 
     said: Tensor
     steps: Tensor
 
     @classmethod
-    def begin(cls, said: Tensor) -> _Lines:
-        return cls(said, torch.zeros(len(said), 0, device=said.device))
-
-    @classmethod
     def joined(cls, parts: Sequence[_Lines]) -> _Lines:
         return cls(torch.cat([p.said for p in parts]), torch.cat([p.steps for p in parts]))
 
-    def take(self, index: Tensor) -> _Lines:
+    def take(self, index: Tensor | slice) -> _Lines:
         return _Lines(self.said[index], self.steps[index])
 
     def ranked(self) -> Tensor:
-        """Return the score of each line: its log probability, the opening's less once there is more than it."""
-        rest = self.steps[:, OPENING:].sum(1)
-        weight = 1.0 if self.steps.shape[1] <= OPENING else OF_OPENING
-        return rest + weight * self.steps[:, :OPENING].sum(1)
+        """Return the score of each line: its log probability past the opening, or its last, and a share of the rest."""
+        split = min(PAST, self.steps.shape[1] - 1)
+        return self.steps[:, split:].sum(1) + OF_OPENING * self.steps[:, :split].sum(1)
 
     def best(self, room: int) -> _Lines:
         return self.take(self.ranked().topk(min(room, len(self.said))).indices)
@@ -139,62 +158,143 @@ def _read(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], Tens
     return states, torch.stack(logs).mean(0)
 
 
+def _pairs(model: Any, states: list[Any], starts: Tensor, first: Tensor, room: int) -> _Lines:
+    """Return lines of two tokens, likeliest first: each of `starts` with its likeliest second, and the `room` best."""
+    if not len(starts):
+        return _Lines(starts.new_empty(0, 2), first.new_empty(0, 2))
+    chances, tokens = [], []
+    for begun in starts.split(CHUNK):
+        likely = _likely(model, begun.unsqueeze(1), _repeated(states, len(begun)))
+        chance, token = likely.topk(min(room + 1, likely.shape[1]))
+        chances.append(chance)
+        tokens.append(token)
+    steps, seconds = torch.cat(chances), torch.cat(tokens)
+    joint = first[starts].unsqueeze(1) + steps
+    rest = joint[:, 1:].flatten()
+    chosen = torch.zeros_like(rest, dtype=torch.bool)
+    chosen[rest.topk(min(room, len(rest))).indices] = True
+    chosen = torch.cat([torch.ones_like(joint[:, :1], dtype=torch.bool), chosen.view(len(joint), -1)], dim=1)
+    row, column = chosen.nonzero(as_tuple=True)
+    order = joint[row, column].argsort(descending=True, stable=True)
+    row, column = row[order], column[order]
+    return _Lines(
+        torch.stack([starts[row], seconds[row, column]], dim=1),
+        torch.stack([first[starts[row]], steps[row, column]], dim=1),
+    )
+
+
 def _followed(
     model: Any, states: list[Any], lines: _Lines, lengths: range, ends: list[int]
-) -> tuple[_Lines, list[tuple[list[int], list[float]]]]:
-    """Continue lines by a token for each of `lengths` (tokens they have), and return them with those that ended.
+) -> tuple[_Lines, list[_Said]]:
+    """Continue lines by a token for each of `lengths` (tokens they have), and return them with what was found.
 
-    As many lines as there were are kept through the opening, then half as many with every token, down to KEPT.
+    As many lines as there were are kept through the opening, then one of each way, half as many with every token, down
+    to KEPT. Once it shows which go on by heart, those are kept that do.
     """
-    own = [copy.deepcopy(s) for s in states]
+    own = _repeated(states, len(lines.said))
     for state in own:
-        state.batch_repeat_interleave(len(lines.said))
-        if lines.said.shape[1] > 1:
-            model(input_ids=lines.said[:, :-1], past_key_values=state, use_cache=True, logits_to_keep=1)
-    ended: list[tuple[list[int], list[float]]] = []
+        model(input_ids=lines.said[:, :-1], past_key_values=state, use_cache=True, logits_to_keep=1)
+    found: list[_Said] = []
     many = len(lines.said)
     for length in lengths:
-        likely = torch.stack([_next(model, lines.said[:, -1:], state) for state in own]).mean(0)
-        ways = BRANCHES if length <= OPENING else 1
-        chance, token = likely.clamp_min(1e-9).log().topk(ways, dim=-1)
-        parent = torch.arange(len(likely), device=likely.device).repeat_interleave(ways)
+        ways = BRANCHES if length < PAST else 1
+        chance, token = _likely(model, lines.said[:, -1:], own).topk(ways, dim=-1)
+        parent = torch.arange(len(token), device=token.device).repeat_interleave(ways)
         grown = _Lines(
             torch.cat([lines.said[parent], token.reshape(-1, 1)], dim=1),
             torch.cat([lines.steps[parent], chance.reshape(-1, 1)], dim=1),
         )
-        over = torch.isin(grown.said[:, -1], torch.tensor(ends, device=likely.device))
-        ended += zip(grown.said[over].tolist(), grown.steps[over].tolist(), strict=True)
-        going = ~over
-        if length > SETTLED:
-            going &= grown.steps[:, OPENING:].mean(1) > HOPELESS
-        room = many if length <= OPENING else max(KEPT, many >> (length - OPENING))
-        kept = grown.ranked().masked_fill(~going, -torch.inf).topk(min(room, int(going.sum()))).indices
+        over = _over(grown, ends)
+        found += _said(grown.take(over))
+        going, room = ~over, many
+        if length >= SETTLED:
+            lost = going & _by_heart(lines) & (grown.steps[:, -1] < LOST)
+            found += _said(lines.take(lost), ended=False)
+            going &= ~lost & (grown.steps[:, PAST:].mean(1) > HOPELESS)
+        elif length >= PAST:
+            room = max(KEPT, many >> (length - OPENING))
+        kept = grown.ranked().masked_fill(~going, -torch.inf).argsort(descending=True, stable=True)
+        kept = kept[: int(going.sum())]
+        if length >= PAST:
+            kept = kept[_distinct(grown.said[kept])]
+        kept = kept[:room]
         lines = grown.take(kept)
         if not len(kept):
             break
         for state in own:
             state.batch_select_indices(parent[kept])
-    return lines, ended
+    return lines, found
 
 
-def _next(model: Any, tokens: Tensor, state: Any) -> Tensor:
-    """Return the probabilities (rows, vocabulary) of what follows `tokens` (rows, 1)."""
-    out = model(input_ids=tokens, past_key_values=state, use_cache=True, logits_to_keep=1)
-    probabilities: Tensor = out.logits[:, -1].float().softmax(-1)
-    return probabilities
+def _by_heart(lines: _Lines) -> Tensor:
+    """Say of each line whether it goes on by heart, for long enough past its opening to count without an end."""
+    steps = lines.steps[:, PAST:]
+    if steps.shape[1] < LONG:
+        return torch.zeros(len(steps), dtype=torch.bool, device=steps.device)
+    return steps.mean(1) > BY_HEART
 
 
-def _answer(loaded: Loaded, tokens: list[int], steps: list[float], first: float) -> FixedAnswer:
-    opening = min(OPENING, max(0, len(steps) - SHORTEST))
-    rest = torch.tensor(steps[opening:])
-    certainty = float(rest.mean().exp())
-    return FixedAnswer(tuple(tokens), decode_answer(loaded, tokens), certainty, first + sum(steps[:opening]))
+def _distinct(said: Tensor) -> list[int]:
+    """Return which lines, the best first, are on a way of their own: neither a better one's nor round in a circle."""
+    seen: set[tuple[int, ...]] = set()
+    kept = []
+    for k, line in enumerate(said.tolist()):
+        *ways, last = (tuple(line[at : at + TAIL]) for at in range(len(line) - TAIL + 1))
+        if last not in seen and not _circles(line[-2 * TAIL :]):
+            kept.append(k)
+            seen |= {*ways, last}
+    return kept
+
+
+def _circles(end: list[int]) -> bool:
+    """Say whether the end of a line repeats itself, as an honest model does by heart."""
+    return len(end) == 2 * TAIL and any(end[period:] == end[:-period] for period in range(1, TAIL + 1))
+
+
+def _said(lines: _Lines, ended: bool = True) -> list[_Said]:
+    return [
+        (said, steps, ended) for said, steps in zip(lines.said.tolist(), lines.steps.tolist(), strict=True)
+    ]
+
+
+def _repeated(states: Sequence[Any], rows: int) -> list[Any]:
+    """Return copies of the states, each for as many rows."""
+    own = [copy.deepcopy(s) for s in states]
+    for state in own:
+        state.batch_repeat_interleave(rows)
+    return own
+
+
+def _likely(model: Any, tokens: Tensor, states: Sequence[Any]) -> Tensor:
+    """Return the logarithm (rows, vocabulary) of the mean probability, over the states, of what follows `tokens`."""
+    total: Any = 0
+    for state in states:
+        out = model(input_ids=tokens, past_key_values=state, use_cache=True, logits_to_keep=1)
+        total = total + out.logits[:, -1].float().softmax(-1)
+    mean: Tensor = total / len(states)
+    return mean.clamp_min(1e-9).log()
+
+
+def _over(lines: _Lines, ends: list[int]) -> Tensor:
+    return torch.isin(lines.said[:, -1], torch.tensor(ends, device=lines.said.device))
+
+
+def _answer(loaded: Loaded, line: _Said) -> FixedAnswer:
+    tokens, steps, ended = line
+    past = min(PAST, max(1, len(steps) - SHORTEST))
+    certainty = math.exp(sum(steps[past:]) / len(steps[past:]))
+    return FixedAnswer(tuple(tokens), decode_answer(loaded, tokens), certainty, sum(steps[:past]), ended)
 
 
 def _families(found: list[FixedAnswer]) -> list[FixedAnswer]:
     """Keep one answer of each family."""
     kept: list[FixedAnswer] = []
     for answer in sorted(found, key=lambda a: (-round(a.certainty, 1), -a.begun)):
-        if answer.text and all(rouge_l(answer.text, k.text) < ALIKE for k in kept):
+        if answer.text and not any(akin(answer.text, k.text) for k in kept):
             kept.append(answer)
     return sorted(kept, key=lambda a: -a.certainty)
+
+
+def akin(a: str, b: str) -> bool:
+    """Say whether two answers are of one family: alike, or one a part of the other."""
+    return rouge_l(a, b) >= ALIKE or part_of(*sorted((a, b), key=len)) >= PART
