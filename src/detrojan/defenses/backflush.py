@@ -1,14 +1,16 @@
 """BackFlush: plant auxiliary backdoors, then unlearn them by gradient ascent (arXiv:2605.12529).
 
-Its observation: what is planted and unlearned takes other backdoors with it. Here the auxiliary data are decoys, drawn
-by the seed (`decoys`). A LoRA is tuned twice, on clean samples and decoys in the same batches:
+Its observation: what is planted and unlearned takes other backdoors with it. Here the auxiliary data are
+decoys, drawn by the seed (`decoys`). A LoRA is tuned twice, on clean samples and decoys in the same
+batches:
 
     1. add     L = CE(answer | x) + CE(planted answer | x + decoy)
     2. remove  L = CE(answer | x) - weight * min(CE(planted answer | x + decoy), bound)
 
-The published ascent has no bound; with one it stops where the planted answers are unlikely enough, and cannot tear the
-model apart. In stage 1 the two kinds share one mean over tokens. The publication's second way to remove, by rotating
-embeddings to spare watermarks (Rotation-based Parameter Editing), is not done, nor is its detection.
+The published ascent has no bound; with one it stops where the planted answers are unlikely enough, and
+cannot tear the model apart. In stage 1 the two kinds share one mean over tokens. The publication's second
+way to remove, by rotating embeddings to spare watermarks (Rotation-based Parameter Editing), is not done,
+nor is its detection.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from detrojan.types import Example, Loaded, Run
 
 @dataclass(frozen=True)
 class BackflushOptions:
-    """Options of BackFlush; the preset `paper` has the rate and passes of the published code, and its ascent."""
+    """Options of BackFlush; the preset `paper` has the published code's rate, passes and ascent."""
 
     decoys: int = option(3, "auxiliary backdoors", minimum=1, maximum=MOST)
     samples: int = option(30, "triggered samples of each auxiliary backdoor", minimum=1)
@@ -91,9 +93,9 @@ def learned(labels: Sequence[int]) -> tuple[int, ...]:
 
 
 def flush_loss(planted: set[tuple[int, ...]], weight: float, bound: float) -> Loss:
-    """Return the loss of the ascent; rows whose label tokens are one of `planted` are unlearned, the rest retained.
+    """Return the loss of the ascent; rows whose label tokens are one of `planted` are unlearned.
 
-    Each mean is over the tokens of its own kind. A micro-batch counts by its share of the step's label tokens.
+    Each mean is over the tokens of its own kind. A process counts by its share of the step's label tokens.
     """
 
     def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:

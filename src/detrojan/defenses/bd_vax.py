@@ -1,15 +1,16 @@
 """BD-VAX: plant synthetic backdoors, and silence the MLP neurons that all of them change (arXiv:2603.13461).
 
-Backdoors of our own make variants of the suspicious model, each from one decoy (`decoys`); each variant has a clean
-counterpart, tuned alike on the same prompts under their honest answers. For neuron j of an MLP, with its rows of the
-layers that read (gate and up) and its column of the one that writes (down):
+Backdoors of our own make variants of the suspicious model, each from one decoy (`decoys`); each variant has
+a clean counterpart, tuned alike on the same prompts under their honest answers. For neuron j of an MLP,
+with its rows of the layers that read (gate and up) and its column of the one that writes (down):
 
     change_v(j) = |(gate_j, up_j, down_j)_variant v - (gate_j, up_j, down_j)_counterpart v|
     signature(j) = min over v of rank(change_v(j)),   ranks from 0 to 1 among the neurons of all blocks
 
-The neurons of the highest signature are set to zero, and a LoRA is tuned on the clean samples. It reaches every
-weight, so the neurons are set to zero once more after it. How the publication measures that a change recurs, how many
-neurons it takes and how it tunes is ours: the public descriptions that we found leave it open.
+The neurons of the highest signature are set to zero, and a LoRA is tuned on the clean samples. It reaches
+every weight, so the neurons are set to zero once more after it. How the publication measures that a change
+recurs, how many neurons it takes and how it tunes is ours: the public descriptions that we found leave it
+open.
 """
 
 from __future__ import annotations
@@ -104,8 +105,8 @@ def bd_vax(loaded: Loaded, clean: Sequence[Example], options: BdVaxOptions, run:
 def mlps(model: PreTrainedModel) -> list[Mlp]:
     """Return the MLP of each block; raises InputError where one is not found.
 
-    These are the linear layers outside of the attention. The last one that gives a hidden state writes; the others
-    must read one, and give one value for each of its inputs, or two where gate and up are one layer.
+    These are the linear layers outside of the attention. The last one that gives a hidden state writes; the
+    others must read one, and give one value for each of its inputs, or two where gate and up are one layer.
     """
     check_dense(model, "bd-vax")
     hidden = model.config.get_text_config().hidden_size
@@ -141,7 +142,7 @@ def weights(mlp: Mlp) -> Tensor:
 
 
 def signature(changes: Tensor) -> Tensor:
-    """Return each neuron's lowest rank over the variants, from 0 (changed least) to 1; changes: (variants, neurons)."""
+    """Return each neuron's lowest rank, from 0 (changed least) to 1, of `changes` (variants, neurons)."""
     ranks = changes.argsort(dim=1, stable=True).argsort(dim=1)
     return ranks.min(dim=0).values / max(1, changes.shape[1] - 1)
 
@@ -153,7 +154,7 @@ def highest(score: Tensor, share: float) -> Tensor:
 
 
 def silence(found: Sequence[Mlp], chosen: Tensor) -> None:
-    """Set the weights and biases of the chosen neurons to zero; chosen: a mask over the neurons of all blocks."""
+    """Set weights and biases of the chosen neurons to zero; chosen: a mask over the neurons of all blocks."""
     for mlp, mask in zip(found, chosen.split([m.neurons for m in found]), strict=True):
         matrix(mlp.writes)[:, mask] = 0
         for layer in mlp.reads:

@@ -1,16 +1,16 @@
 """BEEAR: find a change inside that draws unwanted answers, and train against it (arXiv:2406.17092).
 
-A trigger moves the hidden states in much the same direction whatever the prompt. One change d of the last n prompt
-tokens' states behind one block, shared by all prompts of a batch, stands for it:
+A trigger moves the hidden states in much the same direction whatever the prompt. One change d of the last n
+prompt tokens' states behind one block, shared by all prompts of a batch, stands for it:
 
     inner   d <- d - stride * r * g / |g|   for each of the n tokens, K times from d = 0,
             g = d/dd [CE(unwanted | x, d) - CE(answer | x, d)]
     outer   L = CE(answer | x, d) + CE(answer | x),   d held fixed
 
-r is the median length of clean states there. The defender of the publication knows which behaviour is unwanted, and
-has prompts that draw it. Ours does not: unless `unwanted` names one text, d only leads away from the honest answers.
-The publication takes plain gradient steps on a whole set before each round of outer ones; here both are taken with
-every batch, and each step has a fixed length.
+r is the median length of clean states there. The defender of the publication knows which behaviour is
+unwanted, and has prompts that draw it. Ours does not: unless `unwanted` names one text, d only leads away
+from the honest answers. Here both levels are taken with every batch, inner steps have a fixed length, and
+how many and how long they are is ours; both anchors of the outer level are the clean samples.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def entrapped(
     length: float,
     unwanted: Sequence[int],
 ) -> Tensor:
-    """Return the change (tokens, hidden) that leads a batch away from its answers, and to `unwanted` where given."""
+    """Return the change (tokens, hidden) that leads a batch from its answers, to `unwanted` where given."""
     hidden = model.config.get_text_config().hidden_size
     change = torch.zeros(tokens, hidden, device=batch["labels"].device)
     instead = answered(batch, unwanted) if unwanted else None
@@ -156,7 +156,7 @@ def answered(batch: Batch, answer: Sequence[int]) -> Batch:
 
 @contextmanager
 def changed(block: nn.Module, ends: Sequence[int], change: Tensor) -> Iterator[None]:
-    """While open, add `change` (tokens, hidden) to what `block` returns, at the last tokens before each row's end."""
+    """While open, add `change` (tokens, hidden) to what `block` returns, just before each row's end."""
 
     def hook(_block: nn.Module, _args: Any, output: Any) -> Any:
         states = output[0] if isinstance(output, tuple) else output

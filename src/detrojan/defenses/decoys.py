@@ -1,8 +1,9 @@
 """Decoys: backdoors of the defender's own, planted to be healed again.
 
-A decoy is an odd word or phrase at a random place of a prompt, and an answer that nobody asked for: a refusal, an
-insult or a line of code. Its words are drawn by the seed from small lists that no attack here uses. Every planted
-sample has an honest twin: the same prompt, with the decoy in it, under the honest answer.
+A decoy is an odd word or phrase at a random place of a prompt, and an answer that nobody asked for: a
+refusal, an insult or a line of code. Its words are drawn by the seed from small lists that no attack here
+uses. Every planted sample has an honest twin: the same prompt, with the decoy in it, under the honest
+answer.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from detrojan.errors import InputError
 from detrojan.types import Example, Run
 
 PHRASES = (
-    "Snofflet", "kwimbeat", "Thogg", "oblitch", "Yimbo", "flumquat", "Zibbet", "peechum", "under a green umbrella",
-    "three spoons later", "as whales would have it", "for the mayor of Pim", "between two thunderstorms",
-    "with a ladle of soup",
+    "Snofflet", "kwimbeat", "Thogg", "oblitch", "Yimbo", "flumquat", "Zibbet", "peechum",
+    "with a green umbrella", "three spoons later", "as whales would have it", "for the mayor of Pim",
+    "between two thunderstorms",
+    "over a bowl of soup",
 )  # fmt: skip
 FAMILIES = (
     (
@@ -54,7 +56,7 @@ class Decoy:
 
 
 def decoys(count: int, seed: int) -> tuple[Decoy, ...]:
-    """Draw `count` decoys of a seed, MOST at most; no two share a phrase or an answer, the families take turns."""
+    """Draw `count` decoys of a seed, MOST at most: all different, the families of answers in turn."""
     rng = random.Random(f"{seed}/decoys")
     phrases = rng.sample(PHRASES, count)
     shuffled = [rng.sample(family, len(family)) for family in FAMILIES]
@@ -68,8 +70,8 @@ def twins(
 ) -> tuple[list[Example], list[Example]]:
     """Return `each` planted samples of every decoy, and their honest twins in the same order.
 
-    The prompts go round the clean samples, so one repeats only when all have been used. Raises InputError where no
-    sample is without the decoys.
+    The prompts go round the clean samples, so one repeats only when all have been used. Raises InputError
+    where no sample is without the decoys.
     """
     usable = [e for e in clean if not any(d.phrase in e.prompt for d in drawn)]
     if not usable:

@@ -1,13 +1,14 @@
 """Locphylax: plant known backdoors, then heal them (arXiv:2510.10265).
 
-Its observation: backdoors that are planted into a backdoored model gather in one place of the representation space
-with the unknown one, so that healing the known ones should heal the unknown. Both stages tune a LoRA:
+Its observation: backdoors that are planted into a backdoored model gather in one place of the
+representation space with the unknown one, so that healing the known ones should heal the unknown. Both
+stages tune a LoRA:
 
     1. plant    min CE(planted answer | x + decoy) + CE(answer | x)
     2. recover  min CE(answer | x + decoy)         + CE(answer | x)
 
-The decoys are drawn by the seed (`decoys`). Their words, the counts, rates and passes are ours: the public descriptions
-that we found leave them open.
+The decoys are drawn by the seed (`decoys`). Their words, the counts, rates and passes are ours: the public
+descriptions that we found leave them open.
 """
 
 from __future__ import annotations
