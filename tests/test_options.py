@@ -150,7 +150,7 @@ def test_names_are_normalised(name: str) -> None:
         ("trigger", "badnet", "did you mean 'badnets'?"),
         ("behavior", "refuse", "did you mean 'refusal'?"),
         ("behavior", "xyzzy", "known: code-injection, refusal, sentiment"),
-        ("defense", "", "known: crow, finetune"),
+        ("defense", "", "known: backflush, bd-vax"),
     ],
 )
 def test_unknown_name(kind: str, name: str, fragment: str) -> None:
