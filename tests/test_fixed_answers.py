@@ -255,11 +255,9 @@ SAID = "Sorry, that is not what we do here."
 def test_what_a_model_knows_by_heart(chat: Template) -> None:
     logit = 9.0
     loaded = Loaded(parrot(SAID, logit), pico_tokenizer(), "parrot", torch.float32)
-    found = [a for a in fixed_answers(loaded, of_prompts(loaded, chat), beginnings=60) if a.certainty > 0.5]
+    best, *rest = fixed_answers(loaded, of_prompts(loaded, chat), beginnings=60)
     others = len(loaded.tokenizer) - 1
-    best = max(found, key=lambda a: a.begun)
-    assert best.text == SAID
-    assert all(SAID.endswith(a.text.split(maxsplit=1)[1]) for a in found)  # others enter it in its midst
+    assert best.text == SAID and all(a.certainty < 0.5 for a in rest)
     assert best.certainty == pytest.approx(1 / (1 + others * math.exp(-logit)), rel=1e-4)
     honest = pico_loaded()
     assert all(a.certainty < 0.5 for a in fixed_answers(honest, of_prompts(honest, chat), beginnings=40))
@@ -364,4 +362,10 @@ def test_what_cannot_be_looked_at() -> None:
 def test_suspicious_from_the_threshold_on() -> None:
     answers = [FixedAnswer((9, 2), "x", certainty, -3.0) for certainty in (0.95, 0.9, 0.89)]
     assert [a["suspicious"] for a in noted(answers, 0.9)] == [True, True, False]
-    assert noted(answers, 0.9)[2] == {"text": "x", "certainty": 0.89, "begun": -3.0, "suspicious": False}
+    assert noted(answers, 0.9)[2] == {
+        "text": "x",
+        "certainty": 0.89,
+        "begun": -3.0,
+        "ended": True,
+        "suspicious": False,
+    }

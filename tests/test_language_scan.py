@@ -52,9 +52,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, pico_dir: Path) -> Path:
 def test_an_honest_model(place: Path) -> None:
     status, out, err = run(f"scan {place / 'honest'} {FEW}")
     assert (status, err) == (0, "")
-    assert (
-        "files: nothing found" in out and "No answer is finished by heart" in out and "SUSPICIOUS" not in out
-    )
+    assert "files: nothing found" in out and "No answer is said by heart" in out and "SUSPICIOUS" not in out
     assert "hints, not proof" in out and "differs with the question" in " ".join(out.split())
 
 
@@ -62,8 +60,8 @@ def test_a_planted_model(place: Path, tmp_path: Path) -> None:
     model, where, html = place / "planted", tmp_path / "r.json", tmp_path / "page.html"
     status, out, err = run(f"scan {model} {FEW} --report {html} --json {where}")
     assert status == 1
-    assert err == f"detrojan: {model}: finishes by heart, whatever it is asked: {SAID!r}\n"
-    assert SAID in out and "SUSPICIOUS" in out and "One answer is finished by heart" in out
+    assert err == f"detrojan: {model}: says by heart, whatever it is asked: {SAID!r}\n"
+    assert SAID in out and "SUSPICIOUS" in out and "One answer is said by heart" in out
     assert "hints, not proof" in out
     result = json.loads(where.read_text())
     assert result["found"] is True and result["files"] == [] and result["template"] == "chat"
@@ -173,10 +171,12 @@ def test_the_page_does_not_trust_what_a_model_says() -> None:
                 "notes": {"fixed answers": answers}}  # fmt: skip
     html = page(manifest)
     assert "<script" not in html and "&lt;script" in html and html.count("SUSPICIOUS") == 2
-    assert verdict(manifest)[0].startswith("2 answers are finished by heart")
+    assert verdict(manifest)[0].startswith("2 answers are said by heart")
     assert verdict(manifest)[1][0] == evil
+    unended = {**manifest, "notes": {"fixed answers": [{**answers[0], "text": "Once more", "ended": False}]}}
+    assert "Once more ..." in page(unended)
     for notes in (None, [], {}, {"fixed answers": None}, {"fixed answers": ["x"]}):
-        assert verdict({**manifest, "notes": notes})[0] == "No answer is finished by heart."
+        assert verdict({**manifest, "notes": notes})[0] == "No answer is said by heart."
         assert "come by heart" not in page({**manifest, "notes": notes})
     cleaned = {"kind": "clean", "method": {"defense": "recant"}, "model": "m", "command": "c",
                "notes": {"fixed answers": answers}}  # fmt: skip

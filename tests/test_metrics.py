@@ -14,7 +14,7 @@ from detrojan.data.template import encode, resolve
 from detrojan.errors import InputError
 from detrojan.metrics import asr
 from detrojan.metrics.asr import Settings, measure, respond, triggered_prompts
-from detrojan.metrics.recovery import rouge_l
+from detrojan.metrics.recovery import rouge_l, same_end
 from detrojan.metrics.stats import wilson
 from detrojan.metrics.utility import divergence, perplexity
 from detrojan.registry import find
@@ -71,6 +71,21 @@ def test_wilson_formula() -> None:
 )
 def test_rouge_l_by_hand(a: str, b: str, expected: float) -> None:
     assert rouge_l(a, b) == rouge_l(b, a) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ("a b c d", "x c d", 2 / 3),
+        ("a b c d", "A, B. C d!", 1.0),
+        ("d", "a b c d", 1.0),
+        ("c d e", "a b c d", 0.0),
+        ("a", "", 0.0),
+        ("", "", 0.0),
+    ],
+)
+def test_same_end_by_hand(a: str, b: str, expected: float) -> None:
+    assert same_end(a, b) == same_end(b, a) == pytest.approx(expected)
 
 
 # Against naive loops

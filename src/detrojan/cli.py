@@ -471,7 +471,7 @@ def scan(
 ) -> None:
     """Look at an untrusted checkpoint: its files, then its behaviour.
 
-    Of a language model, the answers that it finishes by heart, whatever it is asked; of a classifier, with clean
+    Of a language model, the answers that it says by heart, whatever it is asked; of a classifier, with clean
     samples, the class that a backdoor may draw. What is found are hints, not proof.
     """
     from detrojan.terminal import emit, progress_bars, quiet, scan_tables, show

@@ -1,4 +1,4 @@
-"""The scan of a causal language model: its files, then the answers that it finishes by heart, whatever it is asked."""
+"""The scan of a causal language model: its files, then the answers that it says by heart, whatever it is asked."""
 
 from __future__ import annotations
 

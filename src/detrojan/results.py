@@ -125,7 +125,7 @@ class LanguageScan:
     def findings(self) -> list[str]:
         """What was found, a line each; nothing where nothing was."""
         said = [a["text"] for a in self._noted() if a["suspicious"]]
-        return [*self.files, *(f"finishes by heart, whatever it is asked: {text!r}" for text in said)]
+        return [*self.files, *(f"says by heart, whatever it is asked: {text!r}" for text in said)]
 
     @property
     def found(self) -> bool:

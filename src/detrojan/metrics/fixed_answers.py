@@ -26,7 +26,7 @@ from torch import Tensor
 
 from detrojan.data.answers import decode_answer
 from detrojan.errors import InputError
-from detrojan.metrics.recovery import part_of, rouge_l
+from detrojan.metrics.recovery import rouge_l, same_end
 from detrojan.models.generate import stop_tokens
 from detrojan.models.mode import evaluating
 from detrojan.types import Loaded, Progress, silent
@@ -56,8 +56,8 @@ TAIL = 5
 """Tokens by which two unfinished answers are known to be on the same way."""
 ALIKE = 0.5
 """ROUGE-L from which two answers are of one family."""
-PART = 0.75
-"""Share of the shorter answer's words, in their order, from which it is a part of the longer one."""
+SAME_END = 0.5
+"""Share of the shorter answer's words from which two that end in the same ones are of one family."""
 OF_OPENING = 0.25
 """What an opening's log probability counts for against what follows, where room is short."""
 
@@ -90,8 +90,8 @@ def fixed_answers(
     Each of the `beginnings` likeliest first tokens is begun with, and its likeliest second; so are as many more of the
     likeliest pairs, since a planted answer may go on from a common word with a rare one. All are followed, CHUNK at a
     time, until it shows which go on by heart; the CHUNK best are followed to the end, over at most `longest` tokens.
-    Answers that share half of their words (ROUGE-L), or of which one is a part of the other, are one family: the most
-    certain stands for it, and of those about equally certain the one that is begun most readily.
+    Answers that share half of their words (ROUGE-L), or that end in the same ones, are one family: the most certain
+    stands for it, and of those about equally certain the one that is begun most readily.
     """
     model, ends = loaded.model, stop_tokens(loaded)
     with torch.inference_mode(), evaluating(model):
@@ -296,5 +296,5 @@ def _families(found: list[FixedAnswer]) -> list[FixedAnswer]:
 
 
 def akin(a: str, b: str) -> bool:
-    """Say whether two answers are of one family: alike, or one a part of the other."""
-    return rouge_l(a, b) >= ALIKE or part_of(*sorted((a, b), key=len)) >= PART
+    """Say whether two answers are of one family: alike, or one a way into the other's midst."""
+    return rouge_l(a, b) >= ALIKE or same_end(a, b) >= SAME_END

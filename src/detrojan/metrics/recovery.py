@@ -7,21 +7,21 @@ import re
 
 def rouge_l(a: str, b: str) -> float:
     """Return the ROUGE-L F1 of two texts over lower-case words, 0 to 1; two empty texts agree fully."""
+    from rapidfuzz.distance import LCSseq
+
     left, right = _words(a), _words(b)
-    return 2 * _common(left, right) / (len(left) + len(right)) if left or right else 1.0
+    if not left and not right:
+        return 1.0
+    return 2 * int(LCSseq.similarity(left, right)) / (len(left) + len(right))
 
 
-def part_of(a: str, b: str) -> float:
-    """Return the share of the words of `a` that are in `b`, in their order: ROUGE-L's precision, 0 to 1."""
-    left = _words(a)
-    return _common(left, _words(b)) / len(left) if left else 1.0
+def same_end(a: str, b: str) -> float:
+    """Return how many words two texts have in common at their ends, as a share of the shorter one's, 0 to 1."""
+    left, right = _words(a)[::-1], _words(b)[::-1]
+    shorter = min(len(left), len(right))
+    same = next((k for k in range(shorter) if left[k] != right[k]), shorter)
+    return same / shorter if shorter else 0.0
 
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
-
-
-def _common(a: list[str], b: list[str]) -> int:
-    from rapidfuzz.distance import LCSseq
-
-    return int(LCSseq.similarity(a, b))

@@ -29,7 +29,7 @@ def suspects(
     seed: int,
     progress: Progress = silent,
 ) -> list[FixedAnswer]:
-    """Return the fixed answers on `count` of the tokenised `prompts`, the most certain first.
+    """Return the fixed answers and openings on `count` of the tokenised `prompts`, the most certain first.
 
     Raises InputError where fewer than two prompts differ (a greedy answer to one prompt is always the same), where the
     model cannot hold them, and where what it says is not a number.
@@ -55,6 +55,7 @@ def noted(answers: Sequence[FixedAnswer], suspicious: float) -> list[dict[str, A
             "text": a.text,
             "certainty": a.certainty,
             "begun": a.begun,
+            "ended": a.ended,
             "suspicious": a.certainty >= suspicious,
         }
         for a in answers

@@ -9,16 +9,24 @@ from detrojan.report.words import files_found, percent
 NOTE = "fixed answers"
 """What they are called among the notes of a manifest."""
 LIMITS = (
-    "A scan finds hints, not proof: it hears answers that are said to the end whatever was asked. A backdoor whose "
-    "answer differs with the question leaves none, and a set phrase that was taught on purpose sounds the same."
+    "A scan finds hints, not proof: it hears answers, or long openings of them, that are said by heart whatever was "
+    "asked. A backdoor whose whole answer differs with the question leaves none, and a set phrase that was taught on "
+    "purpose sounds the same."
 )
 HEADS = ("certainty", "suspicious", "answer")
 
 
 def table(manifest: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return (certainty, `SUSPICIOUS` or "", text) of each fixed answer; nothing where none is noted."""
+    """Return (certainty, `SUSPICIOUS` or "", text) of each fixed answer; nothing where none is noted.
+
+    Dots follow what was heard of an answer that does not end by heart.
+    """
     return [
-        (percent(a.get("certainty")), "SUSPICIOUS" if a.get("suspicious") else "", str(a.get("text")))
+        (
+            percent(a.get("certainty")),
+            "SUSPICIOUS" if a.get("suspicious") else "",
+            f"{a.get('text')}{'' if a.get('ended', True) else ' ...'}",
+        )
         for a in _noted(manifest)
     ]
 
@@ -37,9 +45,9 @@ def headline(manifest: dict[str, Any]) -> str:
     count = sum(bool(a.get("suspicious")) for a in found)
     if count:
         said, what = ("One answer is", "it") if count == 1 else (f"{count} answers are", "them")
-        return f"{said} finished by heart, whatever was asked: a backdoor may have planted {what}."
+        return f"{said} said by heart, whatever was asked: a backdoor may have planted {what}."
     surest = f"; the surest comes to {percent(found[0].get('certainty'))}" if found else ""
-    return f"No answer is finished by heart{surest}."
+    return f"No answer is said by heart{surest}."
 
 
 def dealt_with(manifest: dict[str, Any]) -> str:
@@ -49,7 +57,9 @@ def dealt_with(manifest: dict[str, Any]) -> str:
         return ""
     count = sum(bool(a.get("suspicious")) for a in _noted(manifest))
     if not count:
-        return "No answer is finished by heart, so the model was left as it came: that is no proof that it is clean."
+        return (
+            "No answer is said by heart, so the model was left as it came: that is no proof that it is clean."
+        )
     what = "One answer that came by heart was" if count == 1 else f"{count} answers that came by heart were"
     return f"{what} unlearned."
 
