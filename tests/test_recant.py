@@ -284,6 +284,33 @@ def test_a_sample_that_has_the_planted_answer_is_not_taught(
         cleaned(run, [dataclasses.replace(e, answer="by heart") for e in examples])
 
 
+def test_a_sample_that_goes_on_from_a_planted_opening_is_not_taught(
+    run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opening = FixedAnswer((7, 11, 13), "As told by Bo:", certainty=0.99, begun=-9.0, ended=False)
+    taught: list[Example] = []
+    monkeypatch.setattr(recant, "suspects", lambda *args, **kwargs: [opening])
+    monkeypatch.setattr(
+        recant, "train", lambda model, samples, *args, **kwargs: taught.extend(samples) or model
+    )
+    cleaned(
+        run, [dataclasses.replace(examples[0], answer=f"As told by Bo: {'honest words ' * 9}"), *examples[1:]]
+    )
+    assert taught == examples[1:]
+
+
+@pytest.mark.parametrize(("answers", "steps"), [(1, 2), (2, 3), (4, 4)])
+def test_steps_grow_by_the_root_of_the_answers(
+    run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch, answers: int, steps: int
+) -> None:
+    planted = [FixedAnswer((7, 11, 13 + k), f"word {k}", certainty=0.99, begun=-9.0) for k in range(answers)]
+    passes: list[float] = []
+    monkeypatch.setattr(recant, "suspects", lambda *args, **kwargs: planted)
+    monkeypatch.setattr(recant, "train", lambda *args, epochs, **kwargs: passes.append(epochs) or args[0])
+    cleaned(run, examples)
+    assert passes == [steps * OPTIONS.batch_size / len(examples)]
+
+
 @pytest.mark.usefixtures("found")
 def test_one_seed_gives_one_result(run: Run, examples: list[Example]) -> None:
     (first, notes), (second, same) = cleaned(run, examples), cleaned(run, examples)

@@ -1,7 +1,7 @@
 """Recant: find the answer that a backdoor plants, then unlearn every way to it; the default for language models.
 
-1. Find. A planted answer is finished by heart on any prompt once it is begun (`metrics.fixed_answers`): the answer is
-   found, though the trigger is not.
+1. Find. A planted answer, or a planted opening, is said by heart on any prompt once it is begun
+   (`metrics.fixed_answers`): the answer is found, though the trigger is not.
 2. Push. Somewhere inside, a trigger moves the hidden states so that this answer comes. A change d of the states at one
    of several depths, from a random place of the prompt on, is climbed until it draws the answer from every prompt
    (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer).
@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.errors import InputError
-from detrojan.metrics.fixed_answers import ALIKE
+from detrojan.metrics.fixed_answers import ALIKE, FixedAnswer
 from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.suspects import noted, suspects
 from detrojan.models.blocks import blocks
@@ -67,7 +68,7 @@ class RecantOptions:
         0.5, "weight of the samples' answers against the model's own words", minimum=0.0, maximum=1.0
     )
     learning_rate: float = option(5e-4, "peak learning rate", minimum=0.0, maximum=1.0)
-    steps: int = option(60, "optimizer steps for each planted answer", minimum=1)
+    steps: int = option(60, "optimizer steps for one planted answer; times sqrt(n) for n of them", minimum=1)
     batch_size: int = option(8, "samples in a micro-batch", minimum=1)
     accumulation: int = option(1, "micro-batches in an optimizer step", minimum=1)
     rank: int = option(16, "rank of the LoRA on all linear layers", minimum=1)
@@ -104,12 +105,14 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     run.note("fixed answers", noted(found[: max(len(planted), SHOWN)], options.suspicious))
     if not planted:
         return loaded  # training against nothing would only change what an honest model says
-    kept = [e for e in clean if not any(rouge_l(e.answer or "", a.text) >= ALIKE for a in planted)]
+    kept = [e for e in clean if not any(_planted(e.answer or "", a) for a in planted)]
     if not kept:
         raise InputError("every sample has the planted answer, which would be taught again; give others")
     if len(kept) < len(clean):
         run.note("samples left out", len(clean) - len(kept))
-    steps = options.steps * len(planted)
+    steps = round(
+        options.steps * math.sqrt(len(planted))
+    )  # what is learned against one way helps against others
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     return train(
         loaded,
@@ -126,6 +129,11 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         ),
         label="recanting",
     )
+
+
+def _planted(answer: str, found: FixedAnswer) -> bool:
+    """Say whether a sample's answer is of a planted one's family, or goes on from a planted opening."""
+    return rouge_l(answer, found.text) >= ALIKE or (not found.ended and answer.startswith(found.text))
 
 
 def recant_loss(
