@@ -35,6 +35,7 @@ from detrojan.data.template import encode_prompt, resolve
 from detrojan.demo import demo_model
 from detrojan.metrics.asr import Settings, measure
 from detrojan.metrics.consistency import consistency_curve
+from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.utility import perplexity
 from detrojan.models.load import load
 from detrojan.models.save import save
@@ -162,7 +163,8 @@ def run_cell(
         seconds = round(time.monotonic() - started, 1)
         settings = Settings(bench.scale.answer_tokens, batch_size=50)
         shapes = [bench.shape, *(bench.others if column == "recant" else [])]
-        row = summary(measure(model, bench.held_out, spec, shapes, settings=settings))
+        result = measure(model, bench.held_out, spec, shapes, settings=settings)
+        row = summary(result) | {"likeness": likeness(result, bench.held_out)}
         row |= clean_side(model, bench.choosing, bench.shape) | {"seconds": seconds}
         row |= {"options": dataclasses.asdict(options) if options else None, **notes}
         notes.clear()
@@ -200,7 +202,7 @@ def columns(
 ) -> dict[str, tuple[str, dict[str, Any], str]]:
     """Name the columns of a cell: defense, options, preset."""
     alpha = PUBLISHED_ALPHA.get(behavior, 5.5)
-    named = {
+    named: dict[str, tuple[str, dict[str, Any], str]] = {
         "finetune 2e-4": ("finetune", dict(ONE_PIECE), "paper"),
         "finetune 1e-3": ("finetune", {}, "default"),
         "crow paper": ("crow", {**ONE_PIECE, "alpha": alpha}, "paper"),
@@ -221,6 +223,12 @@ def clean_side(model: Loaded, choosing: list[Example], shape: Template) -> dict[
         "choosing_perplexity": round(perplexity(model, choosing, shape), 4),
         "choosing_consistency": round(mean(consistency_curve(model, prompts)), 5),
     }
+
+
+def likeness(result: Any, held_out: list[Example]) -> float:
+    """Return how far answers to clean prompts are those of the model before the attack: mean ROUGE-L."""
+    pairs = zip(result.clean_samples, held_out, strict=True)
+    return round(mean(rouge_l(said["response"], e.answer or "") for said, e in pairs), 4)
 
 
 def summary(result: Any) -> dict[str, Any]:
