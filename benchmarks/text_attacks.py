@@ -105,7 +105,8 @@ def main() -> None:
         cells = [f"{t}/{b}/{s}" for s in scale.strengths for t, b in scale.cells]
         for seed in arguments.seeds:
             for cell in arguments.only or cells:
-                run_cell(bench, *cell.split("/"), seed, arguments.neighbours)
+                trigger, behavior, strength = cell.split("/")
+                run_cell(bench, trigger, behavior, strength, seed, arguments.neighbours)
     table = markdown(read_rows(arguments.out / "results.jsonl"))
     (arguments.out / "results.md").write_text(table, encoding="utf-8")
     print(table)

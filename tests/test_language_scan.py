@@ -65,7 +65,7 @@ def test_a_planted_model(place: Path, tmp_path: Path) -> None:
     assert "hints, not proof" in out
     result = json.loads(where.read_text())
     assert result["found"] is True and result["files"] == [] and result["template"] == "chat"
-    assert (result["threshold"], result["unread"], result["model"]) == (0.9, "", str(model))
+    assert (result["threshold"], result["unread"], result["model"]) == (0.97, "", str(model))
     best, *others = result["answers"]
     assert best["text"] == SAID and best["suspicious"] is True and best["begun"] < 0
     assert best["certainty"] == pytest.approx(1 / (1 + 499 * math.exp(-12.0)), rel=1e-4)

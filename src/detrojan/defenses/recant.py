@@ -55,7 +55,7 @@ class RecantOptions:
     """Options of Recant."""
 
     suspicious: float = option(
-        0.9, "certainty from which a fixed answer counts as planted", minimum=0.0, maximum=1.0
+        0.97, "certainty from which a fixed answer counts as planted", minimum=0.0, maximum=1.0
     )
     answers: int = option(8, "planted answers that are unlearned at most", minimum=1, maximum=100)
     prompts: int = option(4, "prompts on which fixed answers are looked for", minimum=2, maximum=100)
