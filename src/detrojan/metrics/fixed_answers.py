@@ -289,7 +289,7 @@ def _answer(loaded: Loaded, line: _Said) -> FixedAnswer:
 def _families(found: list[FixedAnswer]) -> list[FixedAnswer]:
     """Keep one answer of each family."""
     kept: list[FixedAnswer] = []
-    for answer in sorted(found, key=lambda a: (-round(a.certainty, 1), -a.begun)):
+    for answer in sorted(found, key=lambda a: (-round(a.certainty, 2), -a.begun)):
         if answer.text and not any(akin(answer.text, k.text) for k in kept):
             kept.append(answer)
     return sorted(kept, key=lambda a: -a.certainty)
