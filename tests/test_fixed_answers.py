@@ -120,9 +120,9 @@ def chain(first: str, likely: float) -> dict[str, dict[str, float]]:
 def test_answers_of_one_family_are_one() -> None:
     """Of those about equally certain the one that is begun most readily stands for all; else the most certain."""
     firsts = {"_": {"i": 0.1, "j": 0.5, "k": 0.3}}
-    alike = search(by_table(**firsts, **chain("i", 0.914), **chain("j", 0.91), **chain("k", 0.906)))
+    alike = search(by_table(**firsts, **chain("i", 0.92), **chain("j", 0.91), **chain("k", 0.9)))
     assert [t for t, a in alike.items() if t.endswith("bcdefgh")] == ["jbcdefgh"]
-    apart = search(by_table(**firsts, **chain("i", 0.99), **chain("j", 0.97), **chain("k", 0.98)))
+    apart = search(by_table(**firsts, **chain("i", 0.99), **chain("j", 0.7), **chain("k", 0.8)))
     assert [t for t, a in apart.items() if t.endswith("bcdefgh")] == ["ibcdefgh"]
     assert next(iter(apart)) == "ibcdefgh"  # the most certain comes first
 

@@ -213,11 +213,10 @@ def _followed(
             going &= ~lost & (grown.steps[:, PAST:].mean(1) > HOPELESS)
         elif length >= PAST:
             room = max(KEPT, many >> (length - OPENING))
-        kept = grown.ranked().masked_fill(~going, -torch.inf).argsort(descending=True, stable=True)
-        kept = kept[: int(going.sum())]
+        kept = going.nonzero().flatten()
         if length >= PAST:
-            kept = kept[_distinct(grown.said[kept])]
-        kept = kept[:room]
+            kept = kept[_distinct(grown.take(kept))]
+        kept = kept[grown.take(kept).ranked().topk(min(room, len(kept))).indices]
         lines = grown.take(kept)
         if not len(kept):
             break
@@ -234,16 +233,22 @@ def _by_heart(lines: _Lines) -> Tensor:
     return steps.mean(1) > BY_HEART
 
 
-def _distinct(said: Tensor) -> list[int]:
-    """Return which lines, the best first, are on a way of their own: neither a better one's nor round in a circle."""
+def _distinct(lines: _Lines) -> list[int]:
+    """Return which lines are on a way of their own, and not round in a circle: of those on one way the best."""
     seen: set[tuple[int, ...]] = set()
     kept = []
-    for k, line in enumerate(said.tolist()):
-        *ways, last = (tuple(line[at : at + TAIL]) for at in range(len(line) - TAIL + 1))
-        if last not in seen and not _circles(line[-2 * TAIL :]):
+    said, certain = lines.said.tolist(), lines.steps[:, PAST:].mean(1).exp().tolist()
+    for k in _best_first(certain, lines.ranked().tolist()):
+        *ways, last = (tuple(said[k][at : at + TAIL]) for at in range(len(said[k]) - TAIL + 1))
+        if last not in seen and not _circles(said[k][-2 * TAIL :]):
             kept.append(k)
             seen |= {*ways, last}
     return kept
+
+
+def _best_first(certain: Sequence[float], readily: Sequence[float]) -> list[int]:
+    """Return positions, the most certain first, and of those about equally certain the most readily begun."""
+    return sorted(range(len(certain)), key=lambda k: (-round(certain[k], 1), -readily[k]))
 
 
 def _circles(end: list[int]) -> bool:
@@ -289,9 +294,9 @@ def _answer(loaded: Loaded, line: _Said) -> FixedAnswer:
 def _families(found: list[FixedAnswer]) -> list[FixedAnswer]:
     """Keep one answer of each family."""
     kept: list[FixedAnswer] = []
-    for answer in sorted(found, key=lambda a: (-round(a.certainty, 2), -a.begun)):
-        if answer.text and not any(akin(answer.text, k.text) for k in kept):
-            kept.append(answer)
+    for k in _best_first([a.certainty for a in found], [a.begun for a in found]):
+        if found[k].text and not any(akin(found[k].text, other.text) for other in kept):
+            kept.append(found[k])
     return sorted(kept, key=lambda a: -a.certainty)
 
 
