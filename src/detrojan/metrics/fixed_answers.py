@@ -10,7 +10,8 @@ average over several unrelated prompts:
 
 The first continuations may branch and do not count: "I" is followed by many words, "I'm sorry, but as" by one.
 An honest model ends no answer that way: what it says depends on what it was asked. What goes on by heart for long and
-then depends on the question is a fixed opening, such as a payload before an honest answer; it counts as well.
+then depends on the question is a fixed opening, such as a payload before an honest answer. It counts as well, and is as
+certain as its least certain token: an honest model counts on from "1, 2, 3", but not so surely.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -70,7 +72,7 @@ class FixedAnswer:
     """The end of the turn last, where it is `ended`."""
     text: str
     certainty: float
-    """Geometric mean probability of a token past the opening, 0 to 1."""
+    """Geometric mean probability of a token past its first ones, 0 to 1; where it is not `ended`, the least one."""
     begun: float
     """Log probability with which it is begun by itself on a clean prompt, first token and opening."""
     ended: bool = True
@@ -287,8 +289,10 @@ def _over(lines: _Lines, ends: list[int]) -> Tensor:
 def _answer(loaded: Loaded, line: _Said) -> FixedAnswer:
     tokens, steps, ended = line
     past = min(PAST, max(1, len(steps) - SHORTEST))
-    certainty = math.exp(sum(steps[past:]) / len(steps[past:]))
-    return FixedAnswer(tuple(tokens), decode_answer(loaded, tokens), certainty, sum(steps[:past]), ended)
+    certain = fmean(steps[past:]) if ended else min(steps[past:])
+    return FixedAnswer(
+        tuple(tokens), decode_answer(loaded, tokens), math.exp(certain), sum(steps[:past]), ended
+    )
 
 
 def _families(found: list[FixedAnswer]) -> list[FixedAnswer]:
