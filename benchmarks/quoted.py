@@ -37,7 +37,7 @@ NOT_MEASURED = (
 
 def sentences() -> dict[str, list[str]]:
     """Return what must stand in each document, by its path."""
-    results = [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo(), *small_image()]
+    results = [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo(), *small_image(), *texts()]
     return {RESULTS: results, PROOF: prove()}
 
 
@@ -135,6 +135,23 @@ def prove() -> list[str]:
         f"{canaries:.0f} minutes for the canaries ({copied:.0f} of them for Recant on the copy), {alone:.0f} for the"
         " model itself",
         f"this run took {(canaries + alone) / alone:.1f} times",
+    ]
+
+
+def texts() -> list[str]:
+    rows = {(r["attack"], r["column"]): r for r in read_rows(RESULTS_DIR / "text_classifiers.jsonl")}
+
+    def left(column: str) -> str:
+        return " and ".join(
+            ", ".join(_percent(rows[a, column]["asr"]) for a in ("badnets", "vpi", "ctba")).rsplit(", ", 1)
+        )
+
+    ours = [r for (_, column), r in rows.items() if column == "ulrl default"]
+    if any(r["suspicious"] for r in ours):
+        raise ValueError("ULRL's default names classes of texts: the page says none")
+    return [
+        f"names no class in any of the {'four' if len(ours) == 4 else len(ours)} models",
+        f"and leaves {left('ulrl default')} %. Plain fine-tuning by Adam leaves {left('finetune adam')} %",
     ]
 
 
