@@ -5,8 +5,9 @@
 
 As in `detrojan clean --prove`: canaries are planted into a copy of each backdoored model, and a defense gets that copy
 and 100 prompts that the suspicious model answered itself. Here, unlike there, the hidden trigger is known, so that both
-can be counted. False assurance is a copy without a canary in which the hidden backdoor is still seen. Copies and rows
-are kept; a run that was stopped goes on where it was. `--table` only prints the table.
+can be counted. Each defense is also taken at shares of what it changed in the weights, which are weaker settings of it.
+False assurance is a copy without a canary in which the hidden backdoor is still seen. Copies and rows are kept; a run
+that was stopped goes on where it was. `--table` only prints the table.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from rows import append, read_rows
 
 from detrojan import registry
@@ -38,20 +40,10 @@ from detrojan.types import Example, Loaded, Run, plain, silent
 CARRIER = "before"
 SAMPLES, PROMPTS, HELD_OUT = 100, 24, 50
 """Clean samples of a defense, prompts for each canary, and for the hidden backdoor and perplexity."""
-SETTINGS: dict[str, tuple[str, str]] = {
-    "fine-tuned": ("finetune", "default"),
-    "CROW": ("crow", "default"),
-    "Recant light": ("recant", "light"),
-    "Recant": ("recant", "default"),
-    "Recant strong": ("recant", "strong"),
-}
-MARKS = {
-    "fine-tuned": ("#4c72b0", "^"),
-    "CROW": ("#dd8452", "D"),
-    "Recant light": ("#a1c9a1", "o"),
-    "Recant": ("#4c9f70", "o"),
-    "Recant strong": ("#1d5b3a", "o"),
-}
+SETTINGS = {"fine-tuned": "finetune", "CROW": "crow", "Recant": "recant"}
+SHARES = (0.5, 0.7, 0.85, 1.0)
+"""Of the change of the weights: what is measured of each defense."""
+MARKS = {"fine-tuned": ("#4c72b0", "^"), "CROW": ("#dd8452", "D"), "Recant": ("#4c9f70", "o")}
 
 
 def main() -> None:
@@ -77,8 +69,9 @@ def main() -> None:
 def run_model(where: Path, out: Path, settings: list[str], seed: int) -> None:
     """Measure each setting that is not in the results yet on a copy with canaries, which is kept on the disk."""
     results, name = out / "results.jsonl", where.name
-    done = {r["setting"] for r in read_rows(results) if (r["model"], r["seed"]) == (name, seed)}
-    if done.issuperset({CARRIER, *settings}):
+    mine = [r for r in read_rows(results) if (r["model"], r["seed"]) == (name, seed)]
+    done = {(r["setting"], r["share"]) for r in mine}
+    if done.issuperset({(CARRIER, 0.0), *((s, share) for s in settings for share in SHARES)}):
         return
     trigger, *behavior, _strength, _seed = name.split("-")
     spec = make_spec(trigger, "-".join(behavior))
@@ -99,19 +92,19 @@ def run_model(where: Path, out: Path, settings: list[str], seed: int) -> None:
     held_out = answered("evaluate", ANSWER_TOKENS, HELD_OUT)
     clean = training_samples(suspicious, shape, None, SAMPLES, seed, silent)
 
-    def record(setting: str, model: Loaded, seconds: float) -> None:
+    def record(setting: str, share: float, model: Loaded, seconds: float) -> None:
         hidden = measure(model, held_out, spec, [shape], settings=Settings(ANSWER_TOKENS, batch_size=50))
         row = {
             "model": name,
             "seed": seed,
             "setting": setting,
+            "share": share,
             "canaries": plain(fates(model, shape, held_out[:PROMPTS], planted, Settings(seed=seed), run)),
             "hidden": {k: round(getattr(hidden, k), 4) for k in ("asr", "asr_keyword", "recovery")},
             "perplexity": round(perplexity(model, held_out, shape), 4),
             "seconds": round(seconds, 1),
             **notes,
         }
-        notes.clear()
         append(results, row)
         print(row, flush=True)
 
@@ -121,15 +114,28 @@ def run_model(where: Path, out: Path, settings: list[str], seed: int) -> None:
         with new_directory(kept) as place:
             save(made, place)
     carrier = load(kept)
-    if CARRIER not in done:
-        record(CARRIER, carrier, time.monotonic() - started)
+    if (CARRIER, 0.0) not in done:
+        record(CARRIER, 0.0, carrier, time.monotonic() - started)
     for setting in settings:
-        if setting not in done:
-            defense, preset = SETTINGS[setting]
-            entry = registry.find("defense", defense)
+        wanted = [share for share in SHARES if (setting, share) not in done]
+        if wanted:
+            notes.clear()
+            entry = registry.find("defense", SETTINGS[setting])
             started = time.monotonic()
-            treated = entry.value(own(carrier), clean, entry.make_options({}, preset), run)
-            record(setting, treated, time.monotonic() - started)
+            treated = entry.value(own(carrier), clean, entry.make_options({}), run)
+            seconds = time.monotonic() - started
+            for share in wanted:
+                record(setting, share, between(carrier, treated, share), seconds)
+
+
+def between(carrier: Loaded, treated: Loaded, share: float) -> Loaded:
+    """Return the carrier with a share of what a defense changed in its weights."""
+    mixed, after = own(carrier), treated.model.state_dict()
+    with torch.no_grad():
+        for name, weight in mixed.model.state_dict().items():
+            if weight.is_floating_point():
+                weight.lerp_(after[name].to(weight.dtype), share)
+    return mixed
 
 
 def own(loaded: Loaded) -> Loaded:
@@ -161,7 +167,7 @@ def falsely_assured(row: dict[str, Any]) -> bool:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Lay out the attack success of canaries and hidden backdoor, before and after, a line for each treated copy."""
     lines = [
-        "| hidden backdoor | defense | canaries that took: ASR left % | hidden: ASR before, after % |"
+        "| hidden backdoor | defense, share of its change | canaries that took: ASR left % | hidden: ASR before, after % |"
         " canaries removed | hidden removed | perplexity before, after | seconds |",
         "|---" * 8 + "|",
     ]
@@ -170,7 +176,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         before = max(start["hidden"]["asr"], start["hidden"]["asr_keyword"])
         left = ", ".join(f"{name} {100 * rate:.0f}" for name, rate in rates.items())
         lines.append(
-            f"| {row['model']} | {row['setting']} | {left or '-'} | {100 * before:.0f}, {100 * row['left']:.0f}"
+            f"| {row['model']} | {row['setting']}, {row['share']:g} | {left or '-'} | {100 * before:.0f}, {100 * row['left']:.0f}"
             f" | {len(rates) - len(row['survivors'])} of {len(rates)} | {'no' if row['left'] > GONE else 'yes'}"
             f" | {start['perplexity']:.2f}, {row['perplexity']:.2f} | {row['seconds']:.0f} |"
         )
