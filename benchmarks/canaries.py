@@ -167,8 +167,8 @@ def falsely_assured(row: dict[str, Any]) -> bool:
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Lay out the attack success of canaries and hidden backdoor, before and after, a line for each treated copy."""
     lines = [
-        "| hidden backdoor | defense, share of its change | canaries that took: ASR left % | hidden: ASR before, after % |"
-        " canaries removed | hidden removed | perplexity before, after | seconds |",
+        "| hidden backdoor | defense, share of its change | canaries that took: ASR left % |"
+        " hidden: ASR before, after % | canaries removed | hidden removed | perplexity before, after | seconds |",
         "|---" * 8 + "|",
     ]
     for row in told(rows):
@@ -176,7 +176,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         before = max(start["hidden"]["asr"], start["hidden"]["asr_keyword"])
         left = ", ".join(f"{name} {100 * rate:.0f}" for name, rate in rates.items())
         lines.append(
-            f"| {row['model']} | {row['setting']}, {row['share']:g} | {left or '-'} | {100 * before:.0f}, {100 * row['left']:.0f}"
+            f"| {row['model']} | {row['setting']}, {row['share']:g} | {left or '-'}"
+            f" | {100 * before:.0f}, {100 * row['left']:.0f}"
             f" | {len(rates) - len(row['survivors'])} of {len(rates)} | {'no' if row['left'] > GONE else 'yes'}"
             f" | {start['perplexity']:.2f}, {row['perplexity']:.2f} | {row['seconds']:.0f} |"
         )
