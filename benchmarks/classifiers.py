@@ -229,7 +229,8 @@ def summary(rows: list[dict[str, Any]], name: str) -> str:
             there = [r for r in cells if (before[r["attack"], r["seed"]]["asr"] or 0) >= PLANTED]
             spared = [r for r in cells if r["attack"] == NONE]
             if there:
-                label = f"{column}, {which[0]}, {which[2]} clean samples"
+                count = f"{len(there)} backdoor{'s' if len(there) > 1 else ''}"
+                label = f"{column}, {which[0]}, {which[2]} clean samples, {count}"
                 lines.append(f"| {label} | " + " | ".join(_effect(there, spared, before)) + " |")
     return "\n".join(lines)
 

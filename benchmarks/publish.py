@@ -32,7 +32,7 @@ from typing import Any
 import removal
 import scan
 import yaml
-from classifiers import NONE, markdown, summary
+from classifiers import NONE, markdown, setting, summary
 from rows import read_rows
 
 from detrojan.bench import tables
@@ -45,13 +45,15 @@ import text_attacks
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs" / "results"
 ATTACKS = RESULTS / "text_attacks.jsonl"
-CLASSIFIERS = ("image_attacks", "text_classifiers")
+CLASSIFIERS = ("image_attacks", "image_ablation", "text_classifiers")
 """Benchmarks of classifiers: their rows, once published, fill the table of that name."""
 GRIDS = ("small-text", "small-image")
 """Grids of the package: their rows, once published, fill the tables of that name."""
 ROWS = (*CLASSIFIERS, "scan", *GRIDS)
 COSTS = ("crow_cost", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
+USUAL = ("preact-resnet8", 20_000, 600)
+"""The setting of the image attacks that the README shows."""
 NAMES = {
     "base": "before the attack",
     "attacked": "attacked",
@@ -125,8 +127,9 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
             yield page, name, markdown(rows)
     images = read_rows(RESULTS / "image_attacks.jsonl")
     attacks = len({r["attack"] for r in images} - {NONE})
-    for where in (ROOT / "README.md", page):
-        yield where, "image_summary", summary(images, f"{attacks} image attacks")
+    yield page, "image_summary", summary(images, "image attacks")
+    usual = [r for r in images if setting(r) == USUAL]
+    yield ROOT / "README.md", "image_summary", summary(usual, f"{attacks} image attacks")
     yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
     yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])

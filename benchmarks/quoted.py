@@ -24,12 +24,12 @@ CHECKED = ("README.md", RESULTS)
 CHOSEN_ON = 22
 """The last model of the scan that its rules were chosen on."""
 NOT_MEASURED = (
+    "(5 %, `--clean 1000`",
     "the host took 5 to 12 % of the cores",
     "within 10 % of the attacked model's",  # the ladder's setting
     "Our goals were a mean of 2 % and none above 10 %",
     "it reached 0.5 to 59 % in trials whose rows were not kept",
     "With 100 clean images (0.5 %,",
-    "5 % clean data",
     "CROW `paper` left 96 and 98 % of it",  # a trial whose rows were not kept
 )
 """Settings, and figures whose results were not kept."""
@@ -37,7 +37,16 @@ NOT_MEASURED = (
 
 def sentences() -> dict[str, list[str]]:
     """Return what must stand in each document, by its path."""
-    results = [*demo(), *text_attacks(), *removal(), *scanning(), *image_demo(), *small_image(), *texts()]
+    results = [
+        *demo(),
+        *text_attacks(),
+        *removal(),
+        *scanning(),
+        *image_demo(),
+        *small_image(),
+        *many_clean(),
+        *texts(),
+    ]
     return {RESULTS: results, PROOF: prove()}
 
 
@@ -135,6 +144,23 @@ def prove() -> list[str]:
         f"{canaries:.0f} minutes for the canaries ({copied:.0f} of them for Recant on the copy), {alone:.0f} for the"
         " model itself",
         f"this run took {(canaries + alone) / alone:.1f} times",
+    ]
+
+
+def many_clean() -> list[str]:
+    rows = [
+        r
+        for r in read_rows(RESULTS_DIR / "image_attacks.jsonl")
+        if r["clean"] == 1000 and r["attack"] != "none"
+    ]
+    before = {r["attack"]: r["accuracy"] for r in rows if r["column"] == "attacked"}
+    ours, clean = ([r for r in rows if r["column"] == c] for c in ("ulrl default", "clean model"))
+    found = "all" if all(r["suspicious"] == [0] for r in ours) else sum(r["suspicious"] == [0] for r in ours)
+    rates, usual = ([100 * r["asr"] for r in part] for part in (ours, clean))
+    lost = mean(100 * (before[r["attack"]] - r["accuracy"]) for r in ours)
+    return [
+        f"finds {found} {len(ours)} targets, leaves {mean(rates):.1f} % on average and {max(rates):.1f} % at most"
+        f" (a clean model shows {mean(usual):.1f} and {max(usual):.1f} %), and costs {lost:.1f} points of accuracy",
     ]
 
 

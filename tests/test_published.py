@@ -94,16 +94,14 @@ def test_summary_of_classifiers_by_hand() -> None:
         row("a", 1, "ulrl", 0.79, 0.05, suspicious=[]),
     ]
     # Seed 0: ASR (2 + 4) / 2 = 3, lost (2 + 0) / 2 = 1; seed 1: 5 and 1. Of three, one found the target alone.
-    expected = (
-        "| ulrl, net, 10 clean samples | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | 50.0 [50.0, 50.0] | 1 of 3 |"
-    )
+    expected = "| ulrl, net, 10 clean samples, 3 backdoors | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | 50.0 [50.0, 50.0] | 1 of 3 |"
     assert summary(rows, "two").splitlines()[2:] == [f"{expected} 1.0 [1.0, 1.0] |"]
 
 
 def test_summary_of_a_model_that_was_never_attacked() -> None:
     rows = [row("a", 0, "attacked", 0.9, 0.9), row("a", 0, "clean model", 0.9, 0.03)]
     assert summary(rows, "one").splitlines()[2:] == [
-        "| clean model, net, 10 clean samples | 3.0 [3.0, 3.0] | 3.0 | - | 50.0 [50.0, 50.0] | - | - |"
+        "| clean model, net, 10 clean samples, 1 backdoor | 3.0 [3.0, 3.0] | 3.0 | - | 50.0 [50.0, 50.0] | - | - |"
     ]
 
 
