@@ -94,8 +94,9 @@ def test_summary_of_classifiers_by_hand() -> None:
         row("a", 1, "ulrl", 0.79, 0.05, suspicious=[]),
     ]
     # Seed 0: ASR (2 + 4) / 2 = 3, lost (2 + 0) / 2 = 1; seed 1: 5 and 1. Of three, one found the target alone.
-    expected = "| ulrl, net, 10 clean samples, 3 backdoors | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | 50.0 [50.0, 50.0] | 1 of 3 |"
-    assert summary(rows, "two").splitlines()[2:] == [f"{expected} 1.0 [1.0, 1.0] |"]
+    label, rest = "ulrl, net, 10 clean samples, 3 backdoors", "50.0 [50.0, 50.0] | 1 of 3 | 1.0 [1.0, 1.0]"
+    expected = f"| {label} | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | {rest} |"
+    assert summary(rows, "two").splitlines()[2:] == [expected]
 
 
 def test_summary_of_a_model_that_was_never_attacked() -> None:
