@@ -86,15 +86,13 @@ def train(
     warmup: float = 0.1,
     gradient_checkpointing: bool = False,
     loss: Loss = lm_loss,
-    keep: float = 1.0,
     label: str = "training",
 ) -> Loaded:
     """Train on the answers of the examples and return the model with the change merged in.
 
     The model of `loaded` is edited in place (its owner is the caller). With `full` all weights move, else a
-    LoRA of `rank` on all linear layers, and the share `keep` of its change is merged. The weights are rounded
-    to the storage type at the end. Raises NonFiniteLossError as soon as a loss is not finite; the random state
-    of the process is left as it was.
+    LoRA of `rank` on all linear layers. The weights are rounded to the storage type at the end. Raises
+    NonFiniteLossError as soon as a loss is not finite; the random state of the process is left as it was.
     """
     if run.template is None:
         raise ValueError("training a language model needs the template of its conversations")
@@ -130,21 +128,12 @@ def train(
             model.gradient_checkpointing_disable()
     adapter = None
     if not full:
-        _shrink(trained, keep)
         if run.keep_adapter:
             adapter = copy.deepcopy(trained)
         model = trained.merge_and_unload()
     model.eval()
     cast(model, compute_dtype(loaded.dtype, model.device))  # full tuning kept float32 masters
     return loaded.replace(model=settle(model, loaded.dtype), adapter=adapter)
-
-
-def _shrink(tuned: torch.nn.Module, keep: float) -> None:
-    """Leave a share of the change that a LoRA makes: it is linear in each of the two factors."""
-    with torch.no_grad():
-        for name, factor in tuned.named_parameters():
-            if "lora_B" in name:
-                factor.mul_(keep)
 
 
 @contextlib.contextmanager
