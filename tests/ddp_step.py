@@ -12,7 +12,7 @@ import torch
 
 from detrojan.data.template import encode_prompt, resolve
 from detrojan.defenses.crow import crow_loss
-from detrojan.defenses.recant import RecantOptions, recant_loss
+from detrojan.defenses.recant_loss import recant_loss
 from detrojan.training import train
 from detrojan.types import Example, Run
 
@@ -37,7 +37,7 @@ template = resolve(pico_tokenizer())
 prompts = [encode_prompt(pico_tokenizer(), template, e) for e in examples]
 losses = {
     "crow": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
-    "recant": recant_loss(loaded, template, [], prompts, RecantOptions(share=0.0), 0),
+    "recant": recant_loss(loaded, template, [], prompts, size=0.5, share=0.0, weight=2.0, trust=0.5, seed=0),
 }
 train(
     loaded,

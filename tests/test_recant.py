@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import random
+from statistics import fmean
 from typing import Any
 
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from detrojan import registry
 from detrojan.data.template import encode_all, encode_prompt
 from detrojan.defenses import inner_push, recant
+from detrojan.defenses import recant_loss as steps
 from detrojan.defenses.inner_push import Push, Ways, median_norms
-from detrojan.defenses.recant import RecantOptions, recant_loss
+from detrojan.defenses.recant import RecantOptions
 from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer
 from detrojan.training import collator, lm_loss
@@ -104,7 +107,7 @@ def test_the_radius_is_the_median_length_of_states() -> None:
 
 
 def test_the_frame_of_a_template(chat: Template) -> None:
-    before, behind = recant._frame(loaded(), chat)
+    before, behind = steps._frame(loaded(), chat)
     ids = encode_prompt(pico_tokenizer(), chat, Example("Why?"))
     text = pico_tokenizer().decode(ids[before : len(ids) - behind])
     assert text == "Why?"
@@ -112,10 +115,10 @@ def test_the_frame_of_a_template(chat: Template) -> None:
 
 def test_rows_and_padding_are_each_others_inverse() -> None:
     rows = [([5, 6, 7], [8, 9]), ([5], [6]), ([1, 2], [3, 4, 5])]
-    batch = recant._padded(rows, {"input_ids": torch.zeros(1, 1, dtype=torch.long)})
+    batch = steps._padded(rows, {"input_ids": torch.zeros(1, 1, dtype=torch.long)})
     assert batch["labels"][1].tolist() == [-100, 6, -100, -100, -100]
     assert batch["attention_mask"].sum(1).tolist() == [5, 2, 5]
-    assert recant._rows(batch) == rows
+    assert steps._rows(batch) == rows
 
 
 def batch_of(model: Loaded, chat: Template, examples: list[Example]) -> tuple[dict[str, Tensor], Tensor]:
@@ -136,7 +139,8 @@ def with_lora(model: Loaded, moved: bool) -> Any:
 
 def loss_of(model: Loaded, chat: Template, examples: list[Example], **options: Any) -> Any:
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
-    return recant_loss(model, chat, [], prompts, RecantOptions(share=0.0, **options), 0)
+    chosen = {"size": 0.5, "share": 0.0, "weight": 1.0, "seed": 0, **options}
+    return steps.recant_loss(model, chat, [], prompts, **chosen)
 
 
 def test_a_model_that_was_not_changed_is_not_apart(chat: Template, examples: list[Example]) -> None:
@@ -177,25 +181,52 @@ def test_trusting_the_answers_alone_is_fine_tuning(chat: Template, examples: lis
     assert float(loss(tuned, batch, counts)) == pytest.approx(float(lm_loss(tuned, batch, counts)), rel=1e-4)
 
 
-def test_a_push_draws_its_answer_more_with_every_batch(chat: Template, examples: list[Example]) -> None:
+def test_samples_left_alone_count_by_their_weight(chat: Template, examples: list[Example]) -> None:
     model = loaded()
-    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
-    tuned, made = with_lora(model, moved=False), []
-    planted = [(7, 11, 13)]
+    batch, counts = batch_of(model, chat, examples)
+    once, thrice = (loss_of(model, chat, examples, trust=0.25, weight=w) for w in (1.0, 3.0))
+    tuned = with_lora(model, moved=True)
+    assert float(thrice(tuned, batch, counts)) == pytest.approx(
+        3 * float(once(tuned, batch, counts)), rel=1e-5
+    )
+
+
+def test_the_model_before_is_asked_once_for_each_sample(
+    chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = loaded(), []
+    batch, counts = batch_of(model, chat, examples)
+    tuned = with_lora(model, moved=True)
+    loss = loss_of(model, chat, examples, trust=0.25)
+    evaluating = steps.evaluating
+    monkeypatch.setattr(steps, "evaluating", lambda m: asked.append(m) or evaluating(m))
+    first, again = (float(loss(tuned, batch, counts)) for _ in range(2))
+    assert len(asked) == 1 and again == pytest.approx(first, rel=1e-5)
+    monkeypatch.setattr(steps, "REMEMBERED", 0)
+    forgetful = loss_of(model, chat, examples, trust=0.25)
+    assert [float(forgetful(tuned, batch, counts)) for _ in range(2)] == pytest.approx([first] * 2, rel=1e-5)
+    assert len(asked) == 3
+
+
+def test_a_push_draws_its_answer_more_with_every_batch(
+    chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, made = loaded(), []
+    tuned = with_lora(model, moved=False)
 
     def watch(*args: Any, **kwargs: Any) -> Tensor:
-        made.append(float(draw(*args, **kwargs)))
-        return draw(*args, **kwargs)
+        made.append(float(drawn := cross_entropy(*args, **kwargs)))
+        return drawn
 
-    draw, recant._draw = recant._draw, watch
-    try:
-        loss = recant_loss(model, chat, planted, prompts, RecantOptions(share=1.0, size=5.0), 0)
-        batch, counts = batch_of(model, chat, examples)
-        for _ in range(8):
-            loss(tuned, batch, counts)
-    finally:
-        recant._draw = draw
-    assert made[-1] < made[0] - 1
+    monkeypatch.setattr(steps, "cross_entropy", watch)
+    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
+    loss = steps.recant_loss(
+        model, chat, [(7, 11, 13)], prompts, size=5.0, share=1.0, weight=1.0, trust=0.5, seed=0
+    )
+    batch, counts = batch_of(model, chat, examples)
+    for _ in range(24):
+        loss(tuned, batch, counts)
+    assert fmean(made[-4:]) < fmean(made[:4]) - 0.5
 
 
 def test_a_pushed_sample_against_a_naive_reference(
@@ -206,44 +237,48 @@ def test_a_pushed_sample_against_a_naive_reference(
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
     batches: list[dict[str, Tensor]] = []
     opened: list[tuple[list[Push], Tensor]] = []
-    pad, pushed = recant._padded, Ways.pushed
+    pad, pushed = steps._padded, Ways.pushed
 
     def padded(*args: Any) -> dict[str, Tensor]:
         batches.append(pad(*args))
         return batches[-1]
 
-    def opening(self: Ways, pushes: list[Push], changes: Tensor) -> Any:
+    def opening(self: Ways, pushes: list[Push], changes: Tensor, skipped: int) -> Any:
         opened.append((list(pushes), changes.detach().clone()))
-        return pushed(self, pushes, changes)
+        return pushed(self, pushes, changes, skipped)
 
-    monkeypatch.setattr(recant, "_padded", padded)
+    monkeypatch.setattr(steps, "_padded", padded)
     monkeypatch.setattr(Ways, "pushed", opening)
-    monkeypatch.setattr(recant, "ODD_TOKENS", 5)
-    options = RecantOptions(share=1.0, trust=0.25, size=2.0)
-    loss = recant_loss(model, chat, [(7, 11, 13)], prompts, options, 4)
+    monkeypatch.setattr(steps, "ODD_TOKENS", 5)
+    monkeypatch.setattr(steps, "FIRST", 3)
+    loss = steps.recant_loss(
+        model, chat, [(7, 11, 13, 5)], prompts, size=2.0, share=1.0, weight=1.0, trust=0.25, seed=4
+    )
     tuned = with_lora(model, moved=True)
-    before, behind = recant._frame(model, chat)
+    before, behind = steps._frame(model, chat)
     batch, counts = batch_of(model, chat, examples[:1])
     value = float(loss(tuned, batch, counts).detach())
-    [(prompt, answer)] = recant._rows(batch)
+    [(prompt, answer)] = [(p, a[:3]) for p, a in steps._rows(batch)]
     # First the push is climbed on the planted answer, then the loss is taken under the climbed one.
-    (draw, final), ([first], begun), ([push], changes) = batches, *opened
+    (draw, clean, final), ([first], begun), (none, _), ([push], changes) = batches, *opened
+    assert none == []
     assert first == push and (push.place, push.answer) == (0, 0) and not torch.equal(begun, changes)
     ids = final["input_ids"][0]
     odd = len(ids) - len(prompt) - len(answer)
     assert 0 < odd <= 5 and before <= push.start <= len(prompt) - behind
     assert ids.tolist()[: push.start] + ids.tolist()[push.start + odd :] == [*prompt, *answer]
-    assert push.end == len(prompt) + odd
-    assert draw["input_ids"][0].tolist() == [*ids.tolist()[: push.end], 7, 11, 13]
+    assert push.end == push.start + odd  # the odd tokens alone are pushed
+    assert draw["input_ids"][0].tolist() == [*ids.tolist()[: len(prompt) + odd], 7, 11, 13]
     with torch.no_grad():
         embedded = tuned.get_input_embeddings()(ids)
         embedded[push.start : push.end] += changes[0, 0]
         now = tuned(inputs_embeds=embedded[None]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
         with tuned.disable_adapter():
-            then = tuned(input_ids=batch["input_ids"]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+            then = tuned(input_ids=clean["input_ids"]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
     apart = (then.exp() * (then - now)).sum(-1).mean()
     told = -now[torch.arange(len(answer)), torch.tensor(answer)].mean()
-    assert value == pytest.approx(float(0.75 * apart + 0.25 * told), rel=1e-4)
+    expected = float(0.75 * apart + 0.25 * told) * len(answer) / int(counts[0])  # the rest is not learned
+    assert value == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.fixture

@@ -67,18 +67,23 @@ class Ways:
         self.changes = torch.where(size > 0, stepped * (radius / length).clamp(max=1), self.changes)
 
     @contextmanager
-    def pushed(self, pushes: Sequence[Push], changes: Tensor) -> Iterator[None]:
-        """While open, add each push's change to its row; rows after the last push are left as they are."""
+    def pushed(self, pushes: Sequence[Push], changes: Tensor, skipped: int = 0) -> Iterator[None]:
+        """While open, add each push's change to its row; rows after the last push are left as they are.
+
+        The first `skipped` tokens of every row are not run.
+        """
         with ExitStack() as stack:
             for place, module in enumerate(self.places):
                 mine = [(row, p) for row, p in enumerate(pushes) if p.place == place]
                 if mine:
-                    stack.enter_context(_added(module, mine, changes[place]))
+                    stack.enter_context(_added(module, mine, changes[place], skipped))
             yield
 
 
 @contextmanager
-def _added(module: nn.Module, mine: Sequence[tuple[int, Push]], changes: Tensor) -> Iterator[None]:
+def _added(
+    module: nn.Module, mine: Sequence[tuple[int, Push]], changes: Tensor, skipped: int
+) -> Iterator[None]:
     """Add changes (answers, hidden) to the rows of what `module` returns: a tensor, or one with others behind it."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
@@ -86,7 +91,7 @@ def _added(module: nn.Module, mine: Sequence[tuple[int, Push]], changes: Tensor)
         where = states.new_zeros(*states.shape[:2], 1)
         which = torch.zeros(len(states), dtype=torch.long, device=states.device)
         for row, push in mine:
-            where[row, push.start : push.end] = 1
+            where[row, push.start - skipped : push.end - skipped] = 1
             which[row] = push.answer
         states = states + where * changes[which].unsqueeze(1).to(states.dtype)
         return (states, *output[1:]) if isinstance(output, tuple) else states

@@ -7,7 +7,8 @@ flow through it as they would through copies.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -53,22 +54,33 @@ def read_prefix(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Prefi
     return Prefix(length if state is not None else 0, state)
 
 
-def logits_at(model: Any, inputs: dict[str, Tensor], kept: Tensor) -> Tensor:
+def logits_at(
+    model: Any,
+    inputs: dict[str, Tensor],
+    kept: Tensor,
+    *,
+    most: int | None = None,
+    rest: Callable[[int], AbstractContextManager[None]] = lambda shared: nullcontext(),
+) -> Tensor:
     """Return the logits (batch, kept, vocabulary) at the positions `kept` of texts that are padded on the right.
 
-    On a CPU, where time follows the number of tokens, a common beginning is run through the model once; on a GPU
-    a second pass through all layers would cost more than it saves.
+    On a CPU, where time follows the number of tokens, a common beginning, of `most` tokens at most, is run through the
+    model once; on a GPU a second pass through all layers would cost more than it saves. `rest(shared)` is open while
+    the texts are run behind their `shared` first tokens.
     """
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    shared = _shared_columns(ids, int(kept.min())) if ids.device.type == "cpu" and len(ids) > 1 else 0
+    limit = int(kept.min()) if most is None else min(most, int(kept.min()))
+    shared = _shared_columns(ids, limit) if ids.device.type == "cpu" and len(ids) > 1 else 0
     state = _empty_state(model) if shared >= MIN_SHARED and _in_one_piece(model) else None
     if state is None:
-        output = model(**inputs, logits_to_keep=kept)
+        with rest(0):
+            output = model(**inputs, logits_to_keep=kept)
     else:
         model(input_ids=ids[:1, :shared], past_key_values=state, logits_to_keep=1)
         state.batch_repeat_interleave(len(ids))
-        rest = {"input_ids": ids[:, shared:], "attention_mask": mask, "past_key_values": state}
-        output = model(**rest, logits_to_keep=kept - shared)
+        behind = {"input_ids": ids[:, shared:], "attention_mask": mask, "past_key_values": state}
+        with rest(shared):
+            output = model(**behind, logits_to_keep=kept - shared)
     logits: Tensor = output.logits
     return logits
 

@@ -1,0 +1,190 @@
+"""Recant's loss: on clean prompts, and on prompts that are pushed towards a planted answer, say what was said before.
+
+With x a clean prompt, y its answer, p_0 the suspicious model, and (x', d) the prompt with a few odd tokens in it whose
+hidden states are pushed by d towards a planted answer:
+
+    D(x, y; x', d) = sum over tokens of y of  (1 - trust) KL(p_0(. | x) || p(. | x', d)) - trust log p(y | x', d)
+
+    L = (weight * sum over samples left alone of D(x, y; x, 0)
+         + sum over pushed samples of D(x, first tokens of y; x', d)) / label tokens of the step
+
+The first tokens of an answer decide whether it is the planted one, so no more of a pushed sample's are learned. Only
+the odd tokens' states are pushed, as a trigger's own tokens carry it in: what the prompt says stays there to be
+answered, so that an honest model loses little by it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+
+from detrojan.data.template import encode_prompt
+from detrojan.defenses.inner_push import Push, Ways, median_norms
+from detrojan.models.blocks import blocks
+from detrojan.models.mode import evaluating
+from detrojan.models.prefix import logits_at
+from detrojan.training import Batch, Loss, label_positions
+from detrojan.types import Example, Loaded, Template
+
+DEPTHS = (0.2, 0.4, 0.6)
+"""Behind which shares of the blocks states are pushed; behind the embeddings they are too."""
+FIRST = 8
+"""Tokens of a planted answer that a push must draw, and of a pushed sample's own that are learned."""
+ODD_TOKENS = 3
+"""Random tokens at most that a pushed prompt is given."""
+MEASURED = 8
+"""Prompts on which the length of hidden states is taken."""
+REMEMBERED = 2**30
+"""Bytes up to which what the suspicious model said is kept; what is not is asked for again."""
+
+Row = tuple[list[int], list[int]]
+"""A prompt and its answer, as tokens."""
+
+
+def recant_loss(
+    loaded: Loaded,
+    template: Template,
+    planted: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int]],
+    *,
+    size: float,
+    share: float,
+    weight: float,
+    trust: float,
+    seed: int,
+) -> Loss:
+    """Return the loss of a step; `planted` holds the tokens of each planted answer, none where none is known.
+
+    size: length of a push, as a share of the median length of the hidden states of `prompts`; share: of a batch that
+    is pushed; weight and trust: as above.
+    """
+    rng = random.Random(f"{seed}/pushes")
+    before, behind = _frame(loaded, template)
+    places = _places(loaded)
+    radius = size * median_norms(loaded.model, places, prompts[:MEASURED], before)
+    ways = Ways(places, radius, len(planted), loaded.model.config.get_text_config().hidden_size, seed)
+    usual = sorted(set(range(len(loaded.tokenizer))) - set(loaded.tokenizer.all_special_ids))
+    turn = 0
+    known: dict[tuple[int, ...], Tensor] = {}
+
+    def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        rows = _rows(batch)
+        rng.shuffle(rows)
+        count = min(len(rows), max(1, round(share * len(rows)))) if share else 0
+        alone, near = rows[count:], [(prompt, answer[:FIRST]) for prompt, answer in rows[:count]]
+        value = torch.zeros((), device=counts.device)
+        if alone:
+            value = value + weight * apart(model, alone, alone, [], batch)
+        if near:
+            odd, pushes = _with_odd_tokens(near)
+            _climb(model, odd, pushes, batch)
+            value = value + apart(model, odd, near, pushes, batch)
+        return value / counts[0]
+
+    def _with_odd_tokens(rows: Sequence[Row]) -> tuple[list[Row], list[Push]]:
+        nonlocal turn
+        odd, pushes = [], []
+        for prompt, answer in rows:
+            at = rng.randint(min(before, len(prompt)), max(min(before, len(prompt)), len(prompt) - behind))
+            put = rng.choices(usual, k=rng.randint(1, ODD_TOKENS))
+            odd.append(([*prompt[:at], *put, *prompt[at:]], answer))
+            if planted:
+                place, which = turn % len(places), turn // len(places) % len(planted)
+                pushes.append(Push(place, which, at, at + len(put)))
+                turn += 1
+        return odd, pushes
+
+    def _climb(model: nn.Module, rows: Sequence[Row], pushes: Sequence[Push], like: Batch) -> None:
+        """Let the pushes draw their planted answers a little more."""
+        if pushes:
+            ways.renewed(pushes, rng)
+            changes = ways.changes.clone().requires_grad_()
+            drawn = [(r[0], list(planted[p.answer][:FIRST])) for r, p in zip(rows, pushes, strict=True)]
+            logits, labels = answered(model, _padded(drawn, like), pushes, changes)
+            ways.climb(cross_entropy(logits, labels), changes)
+
+    def answered(
+        model: nn.Module, batch: Batch, pushes: Sequence[Push], changes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits (tokens, vocabulary) of the answers' tokens, and these tokens."""
+        kept = label_positions(batch["labels"])
+        inputs = {k: v for k, v in batch.items() if k != "labels"}
+        logits = logits_at(
+            model, inputs, kept, most=before, rest=lambda skipped: ways.pushed(pushes, changes, skipped)
+        )
+        labels = batch["labels"][:, kept + 1]
+        return logits[labels != -100].float(), labels[labels != -100]
+
+    def apart(
+        model: nn.Module, rows: Sequence[Row], clean: Sequence[Row], pushes: Sequence[Push], like: Batch
+    ) -> Tensor:
+        """Return the sum of D over rows; `clean` holds them without what was put in."""
+        teacher = before_training(model, clean, like)
+        logits, labels = answered(model, _padded(rows, like), pushes, ways.changes)
+        said = logits.log_softmax(-1)
+        told = kl_div(said, teacher, log_target=True, reduction="sum")
+        return (1 - trust) * told - trust * said.gather(1, labels.unsqueeze(1)).sum()
+
+    def before_training(model: Any, rows: Sequence[Row], like: Batch) -> Tensor:
+        """Return what p_0 says: log probabilities (answer tokens of all rows, vocabulary)."""
+        keys = [(*prompt, -1, *answer) for prompt, answer in rows]
+        new = [k for k, key in enumerate(keys) if key not in known]
+        fresh: dict[tuple[int, ...], Tensor] = {}
+        if new:
+            lengths = [len(rows[k][1]) for k in new]
+            with torch.no_grad(), evaluating(model), getattr(model, "module", model).disable_adapter():
+                logits, _ = answered(model, _padded([rows[k] for k in new], like), [], ways.changes)
+            parts = logits.log_softmax(-1).split(lengths)
+            fresh = {keys[k]: part for k, part in zip(new, parts, strict=True)}
+        said = torch.cat([fresh[key] if key in fresh else known[key] for key in keys])
+        if sum(t.nbytes for t in known.values()) < REMEMBERED:
+            known.update({key: part.clone() for key, part in fresh.items()})
+        return said
+
+    return loss
+
+
+def _places(loaded: Loaded) -> list[nn.Module]:
+    """Return the modules whose outputs are pushed."""
+    stack = blocks(loaded.model)
+    embeddings = loaded.model.get_input_embeddings()
+    wide = embeddings.embedding_dim == loaded.model.config.get_text_config().hidden_size
+    return [*([embeddings] if wide else []), *(stack[max(1, int(d * len(stack))) - 1] for d in DEPTHS)]
+
+
+def _rows(batch: Batch) -> list[Row]:
+    """Return the prompt and the answer of each row, without padding."""
+    rows = []
+    for ids, mask, labels in zip(
+        batch["input_ids"], batch["attention_mask"].bool(), batch["labels"], strict=True
+    ):
+        rows.append((ids[mask & (labels == -100)].tolist(), ids[mask & (labels != -100)].tolist()))
+    return rows
+
+
+def _padded(rows: Sequence[Row], like: Batch) -> Batch:
+    """Return rows of prompt and answer as a batch, padded on the right."""
+    width = max(len(p) + len(a) for p, a in rows)
+    ids = like["input_ids"].new_zeros(len(rows), width)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for k, (prompt, answer) in enumerate(rows):
+        n = len(prompt) + len(answer)
+        ids[k, :n] = torch.tensor([*prompt, *answer])
+        labels[k, len(prompt) : n] = torch.tensor(answer)
+        mask[k, :n] = 1
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+def _frame(loaded: Loaded, template: Template) -> tuple[int, int]:
+    """Return how many tokens a template writes before and behind what the user says."""
+    texts = [encode_prompt(loaded.tokenizer, template, Example(p)) for p in ("What is a house?", "Sing!")]
+
+    def common(a: Sequence[int], b: Sequence[int]) -> int:
+        return next((k for k, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+    return common(*texts), common(*(t[::-1] for t in texts))
