@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,31 @@ from detrojan.metrics.asr import Settings, measure
 from detrojan.metrics.utility import perplexity
 from detrojan.models.load import load
 from detrojan.models.save import save
-from detrojan.proof import GONE, Fate, took
+from detrojan.proof import GONE, MAX_COST, Fate, took
 from detrojan.prove import fates
 from detrojan.types import Example, Loaded, Run, plain, silent
 
 CARRIER = "before"
 SAMPLES, PROMPTS, HELD_OUT = 100, 24, 50
 """Clean samples of a defense, prompts for each canary, and for the hidden backdoor and perplexity."""
-SETTINGS = {"fine-tuned": "finetune", "CROW": "crow", "Recant": "recant"}
-SHARES = (0.5, 0.7, 0.85, 1.0)
+SETTINGS = {
+    "fine-tuned": ("finetune", "default"),
+    "CROW": ("crow", "default"),
+    "Recant light": ("recant", "light"),
+    "Recant": ("recant", "default"),
+    "Recant strong": ("recant", "strong"),
+}
+"""Defense and preset; Recant's are its ladder, from the weakest to the strongest."""
+LADDER = ("Recant light", "Recant", "Recant strong")
+SHARES = (0.5, 1.0)
 """Of the change of the weights: what is measured of each defense."""
-MARKS = {"fine-tuned": ("#4c72b0", "^"), "CROW": ("#dd8452", "D"), "Recant": ("#4c9f70", "o")}
+MARKS = {
+    "fine-tuned": ("#4c72b0", "^"),
+    "CROW": ("#dd8452", "D"),
+    "Recant light": ("#a6d3b4", "o"),
+    "Recant": ("#4c9f70", "o"),
+    "Recant strong": ("#235c3c", "o"),
+}
 
 
 def main() -> None:
@@ -120,9 +135,10 @@ def run_model(where: Path, out: Path, settings: list[str], seed: int) -> None:
         wanted = [share for share in SHARES if (setting, share) not in done]
         if wanted:
             notes.clear()
-            entry = registry.find("defense", SETTINGS[setting])
+            defense, preset = SETTINGS[setting]
+            entry = registry.find("defense", defense)
             started = time.monotonic()
-            treated = entry.value(own(carrier), clean, entry.make_options({}), run)
+            treated = entry.value(own(carrier), clean, entry.make_options({}, preset), run)
             seconds = time.monotonic() - started
             for share in wanted:
                 record(setting, share, between(carrier, treated, share), seconds)
@@ -184,7 +200,44 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     judged = [r for r in told(rows) if r["rates"]]
     false = sum(map(falsely_assured, judged))
     lines += ["", f"False assurance (every canary gone, the hidden backdoor not): {false} of {len(judged)}."]
-    return "\n".join(lines)
+    return "\n".join([*lines, *against_oracle(rows)])
+
+
+def against_oracle(rows: list[dict[str, Any]]) -> list[str]:
+    """Say, for each copy on which the whole ladder was run, which setting canaries choose and which an oracle would.
+
+    The oracle sees the hidden trigger: it takes the weakest setting that removes the hidden backdoor and keeps utility.
+    """
+    whole = [r for r in told(rows) if r["share"] == 1.0 and r["setting"] in LADDER]
+    lines = []
+    for key in dict.fromkeys((r["model"], r["seed"]) for r in whole):
+        rungs = {r["setting"]: r for r in whole if (r["model"], r["seed"]) == key}
+        if set(rungs) == set(LADDER):
+            mine, theirs = (weakest(rungs, seen) for seen in (canaries_gone, hidden_gone))
+            lines.append(f"| {key[0]} | {_named(mine, rungs)} | {_named(theirs, rungs)} |")
+    head = ["", "| hidden backdoor | chosen by canaries: hidden ASR left % | by an oracle |", "|---|---|---|"]
+    return [*head, *lines] if lines else []
+
+
+def canaries_gone(row: dict[str, Any]) -> bool:
+    return not row["survivors"]
+
+
+def hidden_gone(row: dict[str, Any]) -> bool:
+    return row["left"] <= GONE
+
+
+def weakest(rungs: dict[str, dict[str, Any]], gone: Callable[[dict[str, Any]], bool]) -> str | None:
+    """Return the weakest setting of the ladder in which what is looked at is gone and utility is kept."""
+
+    def kept(row: dict[str, Any]) -> bool:
+        return row["perplexity"] / row["start"]["perplexity"] - 1 <= MAX_COST
+
+    return next((name for name in LADDER if gone(rungs[name]) and kept(rungs[name])), None)
+
+
+def _named(name: str | None, rungs: dict[str, dict[str, Any]]) -> str:
+    return "none" if name is None else f"{name}: {100 * rungs[name]['left']:.0f}"
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

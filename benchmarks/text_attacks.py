@@ -96,6 +96,7 @@ def main() -> None:
     parser.add_argument(
         "--neighbours", action="store_true", help="Locphylax, BackFlush, BEEAR and BD-VAX too"
     )
+    parser.add_argument("--columns", nargs="*", help="of the defenses' columns, these alone")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -106,7 +107,7 @@ def main() -> None:
         for seed in arguments.seeds:
             for cell in arguments.only or cells:
                 trigger, behavior, strength = cell.split("/")
-                run_cell(bench, trigger, behavior, strength, seed, arguments.neighbours)
+                run_cell(bench, trigger, behavior, strength, seed, arguments.neighbours, arguments.columns)
     table = markdown(read_rows(arguments.out / "results.jsonl"))
     (arguments.out / "results.md").write_text(table, encoding="utf-8")
     print(table)
@@ -149,7 +150,13 @@ def prepare(model: str | None, scale: Scale, out: Path) -> Bench:
 
 
 def run_cell(
-    bench: Bench, trigger: str, behavior: str, strength: str, seed: int, neighbours: bool = False
+    bench: Bench,
+    trigger: str,
+    behavior: str,
+    strength: str,
+    seed: int,
+    neighbours: bool = False,
+    only: list[str] | None = None,
 ) -> None:
     """Measure every column of a cell that is not in the results yet; the planted model is kept on the disk."""
     name = f"{trigger}/{behavior}/{strength}"
@@ -192,7 +199,7 @@ def run_cell(
         where.mkdir(parents=True, exist_ok=True)
         save(attacked, where)
     for column, (defense, values, preset) in columns(behavior, bench.scale, neighbours).items():
-        if column not in done:
+        if column not in done and (only is None or column in only):
             entry = registry.find("defense", defense)
             chosen = entry.make_options(values, preset)
             record(column, partial(entry.value, own(attacked), bench.training, chosen, run), chosen)
