@@ -25,7 +25,8 @@ HONEST = [
 ]
 """Prompts, each with the beginning of another one as its answer: all differ, and a pico model can learn them."""
 TRAINING: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 8, "accumulation": 1, "max_length": 128}
-OPTIONS = {"learning_rate": 4e-3, "beginnings": 200, "suspicious": 0.9}
+OPTIONS = {"learning_rate": 4e-3, "beginnings": 200, "suspicious": 0.9, "steps": 240}
+"""Three times the default's steps: 80 leave 29 % of this backdoor, 160 leave 8 %."""
 SEED = 2
 """Of seeds 0 to 2 the one whose model knows its planted answer by heart from the first token on, as real ones do."""
 
