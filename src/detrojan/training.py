@@ -82,7 +82,6 @@ def train(
     accumulation: int,
     max_length: int,
     rank: int,
-    layers: Sequence[str] | None = None,
     full: bool = False,
     warmup: float = 0.1,
     gradient_checkpointing: bool = False,
@@ -92,16 +91,15 @@ def train(
     """Train on the answers of the examples and return the model with the change merged in.
 
     The model of `loaded` is edited in place (its owner is the caller). With `full` all weights move, else a
-    LoRA of `rank` on the linear layers that `layers` names, on all without it. The weights are rounded to the storage
-    type at the end. Raises NonFiniteLossError as soon as a loss is not finite; the random state of the process is left
-    as it was.
+    LoRA of `rank` on all linear layers. The weights are rounded to the storage type at the end. Raises
+    NonFiniteLossError as soon as a loss is not finite; the random state of the process is left as it was.
     """
     if run.template is None:
         raise ValueError("training a language model needs the template of its conversations")
     rows = encode_all(loaded.tokenizer, run.template, examples, max_length)
     model = loaded.model
     with tempfile.TemporaryDirectory() as scratch, isolated_rng(run.seed):
-        trained = _with_lora(model, rank, layers) if not full else model.float()
+        trained = _with_lora(model, rank) if not full else model.float()
         use_cache, trained.config.use_cache = trained.config.use_cache, False
         trainer = LanguageTrainer(
             loss=loss,
@@ -249,11 +247,10 @@ def _steps(samples: int, step_size: int, epochs: float) -> int:
     return math.ceil(math.ceil(samples / (step_size * int(os.environ.get("WORLD_SIZE", "1")))) * epochs)
 
 
-def _with_lora(model: PreTrainedModel, rank: int, layers: Sequence[str] | None) -> Any:
+def _with_lora(model: PreTrainedModel, rank: int) -> Any:
     from peft import LoraConfig, get_peft_model
 
-    named = "all-linear" if layers is None else list(layers)
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=named, task_type="CAUSAL_LM")
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return get_peft_model(model, config)
 
 

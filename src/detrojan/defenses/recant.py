@@ -6,8 +6,7 @@
    prompt, and a change d of their states at one of several depths is climbed until it draws the answer from every
    prompt (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer, and on the odd tokens alone).
 3. Recant. Half of each batch is pushed; the other half is as it was. On both the model goes on to say what the
-   suspicious model says of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`). Only
-   the attention is tuned: by it the odd tokens reach the answer.
+   suspicious model says of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`).
 """
 
 from __future__ import annotations
@@ -23,7 +22,6 @@ from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import ALIKE, FixedAnswer
 from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.suspects import noted, suspects
-from detrojan.models.blocks import attention_layers
 from detrojan.options import option
 from detrojan.registry import defense
 from detrojan.training import train
@@ -55,7 +53,7 @@ class RecantOptions:
     steps: int = option(60, "optimizer steps for one planted answer; times sqrt(n) for n of them", minimum=1)
     batch_size: int = option(8, "samples in a micro-batch", minimum=1)
     accumulation: int = option(1, "micro-batches in an optimizer step", minimum=1)
-    rank: int = option(16, "rank of the LoRA on the linear layers of the attention", minimum=1)
+    rank: int = option(16, "rank of the LoRA on all linear layers", minimum=1)
     max_length: int = option(1024, "tokens of a sample at most", minimum=8)
 
 
@@ -107,7 +105,6 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         accumulation=options.accumulation,
         max_length=options.max_length,
         rank=options.rank,
-        layers=attention_layers(loaded.model),
         loss=recant_loss(
             loaded,
             run.template,

@@ -25,13 +25,6 @@ def linears(module: nn.Module) -> Iterator[nn.Module]:
     return (m for m in module.modules() if isinstance(m, nn.Linear | Conv1D))
 
 
-def attention_layers(model: PreTrainedModel) -> list[str]:
-    """Return the names, within the model, of the linear layers of its blocks' attention; of all where none is named so."""
-    inside = {id(layer) for layer in linears(blocks(model))}
-    names = [name for name, layer in model.named_modules() if id(layer) in inside]
-    return [name for name in names if "att" in name.lower()] or names
-
-
 def matrix(layer: nn.Module) -> Tensor:
     """Return a linear layer's weight as (outputs, inputs): a view, so that what is written to it reaches the layer."""
     weight = layer.weight.data
