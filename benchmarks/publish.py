@@ -133,6 +133,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
     yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])
+    yield RESULTS / "what-failed.md", "trials", layout.trials(read_rows(RESULTS / "recant_trials.jsonl"))
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))
