@@ -41,7 +41,6 @@ ABLATION: dict[str, Column] = {
     "located as published": ("ulrl", "default", PUBLISHED),
     "located by share": ("ulrl", "default", {"locate": "share"}),
     "located by lead": ("ulrl", "default", {"locate": "lead"}),
-    "located by patch": ("ulrl", "default", {"locate": "patch"}),
 }
 
 

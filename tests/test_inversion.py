@@ -45,7 +45,8 @@ def test_cost_by_hand() -> None:
 def test_smallness_by_hand() -> None:
     # The least of the other costs over that of the class: 0.2 / 0.1, 0.1 / 0.2, 0.1 / 0.4, each less 1.
     assert smallness(patches(0.1, 0.2, 0.4)).tolist() == pytest.approx([1.0, -0.5, -0.75])
-    assert smallness(patches(1.0, 1.0)).tolist() == [0.0, 0.0]
+    assert smallness(patches(1.0, 1.0, 1.0)).tolist() == [0.0, 0.0, 0.0]
+    assert smallness(patches(0.1, 1.0)).tolist() == [0.0, 0.0]  # of two classes one is always smaller
 
 
 def test_a_stamp_by_hand() -> None:

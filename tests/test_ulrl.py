@@ -280,18 +280,18 @@ def test_relearning_stays_near_the_targets_of_what_is_not_pushed(rows: Rows) -> 
     assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
-def test_a_stamp_takes_the_place_of_moving(rows: Rows) -> None:
+@pytest.mark.parametrize(("shift", "first"), [(0.2, 9), (0.0, 6)])
+def test_half_of_what_would_be_moved_is_stamped(rows: Rows, shift: float, first: int) -> None:
+    # Of 12 images 6 are pushed in their pixels; of the other 6 half are moved, or none, and the rest stamped.
     def stamp(images: Tensor, classes: Tensor) -> Tensor:
-        assert classes.tolist() == [4] * 6
+        assert classes.tolist() == [4] * (12 - first)
         return torch.full_like(images, 0.5)
 
-    pushed, count = push_towards(tiny(), rows, [4], common(1), size=0.1, shift=0.2, share=0.25, stamp=stamp)
-    images = pushed.inputs["pixel_values"]
-    assert count == 12 and (images[6:12] == 0.5).all() and not (images[:6] == 0.5).all()
-    assert torch.equal(
-        images[12:],
-        rows.inputs["pixel_values"][[*[i for i in range(48) if i % 6 != 4][12:], *range(4, 48, 6)]],
-    )
+    pushed, count = push_towards(tiny(), rows, [4], common(1), size=0.1, shift=shift, share=0.25, stamp=stamp)
+    images, others = pushed.inputs["pixel_values"], rows.labels != 4
+    order = torch.cat([others.nonzero().flatten(), (~others).nonzero().flatten()])
+    assert count == 12 and torch.equal(images[12:], rows.inputs["pixel_values"][order[12:]])
+    assert (images[first:12] == 0.5).all() and not (images[:first] == 0.5).flatten(1).all(1).any()
 
 
 @pytest.mark.parametrize(("size", "shift"), [(0.1, 0.0), (0.0, 0.2), (0.1, 0.2)])

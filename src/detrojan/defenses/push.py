@@ -10,8 +10,8 @@ Half of the images that are changed in pixels share one change for each class in
 takes a shorter step with every batch, along the sign of the sum of their slopes (universal adversarial training,
 arXiv:1811.11304). The label stays.
 
-Where a small patch was found that takes images to a class (`metrics/inversion.py`), it is stamped on images in place of
-moving them.
+Where a small patch was found that takes images to a class (`metrics/inversion.py`), half of those that would be moved
+are stamped with it instead.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def push_towards(
     in their pixels and half in place (all in the one way when the other's bound is 0). The others, and those that have
     no class to be pushed to among them, follow unchanged. Labels and targets go with their images. `common` (classes,
     channels, height, width), the change that images share on their way to each class, is climbed in place. With `stamp`
-    images get a patch of their class where they would be moved.
+    half of the images that would be moved get a patch of their class instead.
     """
     wanted = torch.tensor(classes)
     open_to = (batch.labels.unsqueeze(1) != wanted).float()  # (n, classes): 1 where an image may be pushed to
@@ -65,16 +65,17 @@ def push_towards(
     scaled, bounds = as_floats(images), pixel_range(images)
     drawn = torch.multinomial(open_to[order[:count]], 1).flatten() if count else order[:0]
     first = 0 if size <= 0 else count if shift <= 0 and stamp is None else count // 2
+    last = count if stamp is None else first if shift <= 0 else (first + count) // 2  # from here on stamped
     towards = wanted[drawn]
     ways: list[_Way] = []
     if first:
         ways.append(_in_pixels(scaled[:first], wanted, drawn[:first], common, size, bounds))
-    if first < count and stamp is None:
-        ways.append(_in_place(scaled[first:count], towards[first:], shift))
+    if first < last:
+        ways.append(_in_place(scaled[first:last], towards[first:last], shift))
     with frozen(classifier.model):
         parts = [way.finish(slope) for way, slope in zip(ways, _slopes(classifier, ways), strict=True)]
-    if first < count and stamp:
-        parts.append(stamp(scaled[first:count], towards[first:]))
+    if stamp and last < count:
+        parts.append(stamp(scaled[last:count], towards[last:]))
     inputs = {**batch.inputs, "pixel_values": torch.cat([*parts, scaled[count:]])}
     return Rows(inputs, batch.labels, batch.targets), count
 

@@ -61,7 +61,12 @@ class Patches:
 
 
 def smallness(patches: Patches) -> Tensor:
-    """Return by how much the least cost of another class is above that of each class, in units of the latter."""
+    """Return by how much the least cost of another class is above that of each class, in units of the latter.
+
+    (classes,). Of two classes one is always smaller, and by how much tells nothing: theirs is 0.
+    """
+    if len(patches.costs) < 3:
+        return torch.zeros_like(patches.costs)
     ahead = margins(-patches.costs.expand(len(patches.costs), -1), torch.arange(len(patches.costs)))
     return ahead / patches.costs
 
