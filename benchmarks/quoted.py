@@ -203,6 +203,8 @@ def small_image() -> list[str]:
     def of(defense: str, key: str = "asr") -> str:
         return _percent(mean(m[defense][key] for m in took))
 
+    right = "recovery_accuracy"
+
     def alive(defense: str) -> int:
         return sum(m[defense]["asr"] > 0.1 for m in took)
 
@@ -210,6 +212,8 @@ def small_image() -> list[str]:
         f"{len(took)} of the {len(models)} backdoors fire on at least half of the triggered images",
         f"SAU leaves {of('sau (ladder)')} %, FT-SAM {of('ft-sam (ladder)')} %, I-BAU {of('ibau (ladder)')} %, ULRL"
         f" {of('ulrl')} % (as published {of('ulrl paper-cifar10')} %), fine-tuning {of('finetune (ladder)')} %.",
+        f"the right class is named on {of('ulrl', right)} % by ULRL, {of('ft-sam (ladder)', right)} % by FT-SAM,"
+        f" {of('ibau (ladder)', right)} % by I-BAU and {of('sau (ladder)', right)} % by SAU.",
         f"more than 10 % of {alive('ft-sam (ladder)')} of them is left by FT-SAM, of {alive('ulrl')} by ULRL",
     ]
 

@@ -221,7 +221,8 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
         patches, evidence = None, leads(classifier, clean, run.seed, progress=run.progress)
         scores = torch.maximum(scores, evidence * (threshold / options.lead))
         found = suspicious(scores, threshold, options.most)
-    return Finding(MEASURES[by], scores if by == "auto" else evidence, scores, found, patches)
+    shown = scores if by == "auto" else evidence
+    return Finding(MEASURES[by], shown, scores, found, patches if found else None)
 
 
 def collapse(shares: Tensor) -> Tensor:
