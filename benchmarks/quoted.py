@@ -45,6 +45,7 @@ def sentences() -> dict[str, list[str]]:
         *image_demo(),
         *small_image(),
         *image_attacks(),
+        *transformer(),
         *texts(),
     ]
     return {RESULTS: results, PROOF: prove()}
@@ -175,6 +176,21 @@ def image_attacks() -> list[str]:
         )
 
     return [said(600, "ulrl default"), said(100, "ulrl default"), said(1000, "ulrl earlier")]
+
+
+def transformer() -> list[str]:
+    rows = {
+        r["column"]: r
+        for r in read_rows(RESULTS_DIR / "image_attacks.jsonl")
+        if r["architecture"] == "vit-mini" and r["attack"] == "badnets"
+    }
+    before, after = rows["attacked"], rows["ulrl default"]
+    if after["suspicious"] != [TARGET]:
+        raise ValueError("ULRL's default names another class of the transformer: the page says the target")
+    return [
+        f"{_percent(after['asr'])} % of the triggered images are still sent to the target, from"
+        f" {_percent(before['asr'])} %, and {_percent(after['recovery_accuracy'])} % to their own class",
+    ]
 
 
 def texts() -> list[str]:
