@@ -36,12 +36,10 @@ OPTIONS: dict[str, dict[str, Any]] = {"bpp": {"bits": 2}}
 PUBLISHED = {"locate": "z-score", "threshold": 3.5, "unlearn_rate": 0.01, "unlearn_batch": 128, "repeats": 1}
 """How the paper finds the backdoored class."""
 ABLATION: dict[str, Column] = {
-    "no push in pixels": ("ulrl", "default", {"push": 0.0}),
-    "no push in place": ("ulrl", "default", {"shift": 0.0}),
     "no push": ("ulrl", "default", {"push": 0.0, "shift": 0.0}),
     "no distilling": ("ulrl", "default", {"distil": 0.0}),
     "located as published": ("ulrl", "default", PUBLISHED),
-    "located by unlearning": ("ulrl", "default", {"locate": "share"}),
+    "located by share": ("ulrl", "default", {"locate": "share"}),
     "located by lead": ("ulrl", "default", {"locate": "lead"}),
 }
 

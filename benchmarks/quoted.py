@@ -10,7 +10,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from classifiers import NONE, PLANTED
+from classifiers import CLEAN, NONE, PLANTED, TARGET
 from removal import cells
 from rows import read_rows
 from scan import hit
@@ -44,7 +44,8 @@ def sentences() -> dict[str, list[str]]:
         *scanning(),
         *image_demo(),
         *small_image(),
-        *many_clean(),
+        *image_attacks(),
+        *transformer(),
         *texts(),
     ]
     return {RESULTS: results, PROOF: prove()}
@@ -147,20 +148,48 @@ def prove() -> list[str]:
     ]
 
 
-def many_clean() -> list[str]:
+def image_attacks() -> list[str]:
+    """Return what ULRL left of the image attacks with each number of clean images: seed 0, the small ResNet."""
     rows = [
         r
         for r in read_rows(RESULTS_DIR / "image_attacks.jsonl")
-        if r["clean"] == 1000 and r["attack"] != "none"
+        if r["seed"] == 0 and r["architecture"] == "preact-resnet8"
     ]
-    before = {r["attack"]: r["accuracy"] for r in rows if r["column"] == "attacked"}
-    ours, clean = ([r for r in rows if r["column"] == c] for c in ("ulrl default", "clean model"))
-    found = "all" if all(r["suspicious"] == [0] for r in ours) else sum(r["suspicious"] == [0] for r in ours)
-    rates, usual = ([100 * r["asr"] for r in part] for part in (ours, clean))
-    lost = mean(100 * (before[r["attack"]] - r["accuracy"]) for r in ours)
+
+    def said(clean: int, column: str) -> str:
+        mine = [r for r in rows if r["clean"] == clean]
+        before = {r["attack"]: r["accuracy"] for r in mine if r["column"] == "attacked"}
+        ours = [r for r in mine if r["column"] == column and r["attack"] != NONE]
+        usual = [r for r in mine if r["column"] == CLEAN]
+        left, shown = ([100 * r["asr"] for r in part] for part in (ours, usual))
+        (spared,) = (r for r in mine if r["column"] == column and r["attack"] == NONE)
+
+        def lost(row: dict[str, Any]) -> float:
+            return float(100 * (before[row["attack"]] - row["accuracy"]))
+
+        return (
+            f"finds {sum(r['suspicious'] == [TARGET] for r in ours)} of {len(ours)} targets and no other class, leaves"
+            f" {mean(left):.1f} % on average and {max(left):.1f} % at most (a clean model shows {mean(shown):.1f} and"
+            f" {max(shown):.1f} %), recovers {100 * mean(r['recovery_accuracy'] for r in ours):.0f} %, and costs"
+            f" {mean(map(lost, ours)):.1f} points of accuracy ({max(map(lost, ours)):.1f} at most), a clean model"
+            f" {lost(spared):.1f}"
+        )
+
+    return [said(600, "ulrl default"), said(100, "ulrl default"), said(1000, "ulrl earlier")]
+
+
+def transformer() -> list[str]:
+    rows = {
+        r["column"]: r
+        for r in read_rows(RESULTS_DIR / "image_attacks.jsonl")
+        if r["architecture"] == "vit-mini" and r["attack"] == "badnets"
+    }
+    before, after = rows["attacked"], rows["ulrl default"]
+    if after["suspicious"] != [TARGET]:
+        raise ValueError("ULRL's default names another class of the transformer: the page says the target")
     return [
-        f"finds {found} {len(ours)} targets, leaves {mean(rates):.1f} % on average and {max(rates):.1f} % at most"
-        f" (a clean model shows {mean(usual):.1f} and {max(usual):.1f} %), and costs {lost:.1f} points of accuracy",
+        f"{_percent(after['asr'])} % of the triggered images are still sent to the target, from"
+        f" {_percent(before['asr'])} %, and {_percent(after['recovery_accuracy'])} % to their own class",
     ]
 
 
@@ -190,6 +219,8 @@ def small_image() -> list[str]:
     def of(defense: str, key: str = "asr") -> str:
         return _percent(mean(m[defense][key] for m in took))
 
+    right = "recovery_accuracy"
+
     def alive(defense: str) -> int:
         return sum(m[defense]["asr"] > 0.1 for m in took)
 
@@ -197,6 +228,8 @@ def small_image() -> list[str]:
         f"{len(took)} of the {len(models)} backdoors fire on at least half of the triggered images",
         f"SAU leaves {of('sau (ladder)')} %, FT-SAM {of('ft-sam (ladder)')} %, I-BAU {of('ibau (ladder)')} %, ULRL"
         f" {of('ulrl')} % (as published {of('ulrl paper-cifar10')} %), fine-tuning {of('finetune (ladder)')} %.",
+        f"the right class is named on {of('ulrl', right)} % by ULRL, {of('ft-sam (ladder)', right)} % by FT-SAM,"
+        f" {of('ibau (ladder)', right)} % by I-BAU and {of('sau (ladder)', right)} % by SAU.",
         f"more than 10 % of {alive('ft-sam (ladder)')} of them is left by FT-SAM, of {alive('ulrl')} by ULRL",
     ]
 

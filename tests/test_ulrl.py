@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from detrojan.defenses import push
 from detrojan.defenses import ulrl as module
 from detrojan.defenses.push import push_towards
+from detrojan.defenses.relearn import distance, likeness, reinitialise, with_copies
 from detrojan.defenses.ulrl import (
     Finding,
     UlrlOptions,
     collapse,
-    distance,
-    likeness,
     locate,
     passes,
-    reinitialise,
     relearning_loss,
     suspicious,
     ulrl,
 )
+from detrojan.errors import InputError
 from detrojan.fitting import classification_loss
+from detrojan.metrics.inversion import Patches
 from detrojan.metrics.margin import frozen, margins
 from detrojan.metrics.unlearning import head_of, row_changes, unlearn, z_scores
 from detrojan.registry import find
@@ -102,7 +102,7 @@ def test_z_scores_where_most_values_are_equal() -> None:
     ],
 )
 def test_suspicious_rows(scores: list[float], most: int, expected: list[int]) -> None:
-    assert suspicious(torch.tensor(scores), 3.5, most) == expected
+    assert suspicious(torch.tensor(scores), 3.5, most) == tuple(expected)
 
 
 def test_share_scores_by_hand() -> None:
@@ -121,15 +121,17 @@ def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("shares", "lead", "scores", "expected"),
+    ("costs", "lead", "scores", "expected"),
     [
-        ([0.45, 0.3, 0.25], None, [0.9, 0.6, 0.5], (0,)),  # found by unlearning: the lead is not looked for
-        ([0.39, 0.36, 0.25], [-1.0, 0.7, -1.0], [0.78, 1.6, 0.5], (1,)),  # 0.7 x 0.8 / 0.35
-        ([0.39, 0.36, 0.25], [-1.0, 0.3, -1.0], [0.78, 0.72, 0.5], ()),
+        # Smallness 1.0, -0.5, -0.75, times 0.8 / 0.3; found, so the lead is not looked for.
+        ([0.1, 0.2, 0.4], None, [2.6667, -1.3333, -2.0], (0,)),
+        # Smallness 0.25, -0.2, -0.5 gives 0.667, -0.533, -1.333; leads count 0.8 / 0.5 times: 1.12 and -1.6.
+        ([0.4, 0.5, 0.8], [-1.0, 0.7, -1.0], [0.6667, 1.12, -1.3333], (1,)),
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.6667, 0.64, -1.3333], ()),
     ],
 )
-def test_both_looks_for_a_lead_where_unlearning_finds_nothing(
-    shares: list[float],
+def test_of_images_a_lead_is_looked_for_where_no_patch_is_small(
+    costs: list[float],
     lead: list[float] | None,
     scores: list[float],
     expected: tuple[int, ...],
@@ -139,11 +141,22 @@ def test_both_looks_for_a_lead_where_unlearning_finds_nothing(
         assert lead is not None, "looked for although the class was found"
         return torch.tensor(lead)
 
-    monkeypatch.setattr(module, "row_changes", lambda *_, **__: torch.tensor(shares))
+    patches = Patches(torch.tensor(costs), torch.zeros(3, 1, 1, 2), torch.zeros(3, 1, 1, 2))
+    monkeypatch.setattr(module, "smallest_patches", lambda *_, **__: patches)
     monkeypatch.setattr(module, "leads", ahead)
     rows = Rows({"pixel_values": torch.zeros(3, 1, 1, 2)}, torch.arange(3))
     found = locate(wide([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), rows, UlrlOptions(), Run())
-    assert found.scores.tolist() == pytest.approx(scores) and found.suspicious == expected
+    assert found.scores.tolist() == pytest.approx(scores, abs=1e-4) and found.suspicious == expected
+    assert found.patches is (patches if expected == (0,) else None)  # stamped only where it found the class
+
+
+def test_texts_are_judged_by_unlearning_alone(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "row_changes", lambda *_, **__: torch.tensor([0.45, 0.3, 0.25]))
+    found = locate(dataclasses.replace(tiny(), task="text"), rows, UlrlOptions(), Run())
+    assert found.suspicious == (0,) and found.scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
+    for by in ("lead", "patch"):
+        with pytest.raises(InputError, match=f"locate={by} changes pixels; choose share"):
+            locate(dataclasses.replace(tiny(), task="text"), rows, UlrlOptions(locate=by), Run())
 
 
 @pytest.mark.parametrize(
@@ -166,7 +179,7 @@ def test_relearning_by_adam(
 
     monkeypatch.setattr(module, "fit", fit)
     monkeypatch.setattr(module, "locate", lambda *_: Finding("", NONE, NONE, ()))
-    ulrl(dataclasses.replace(tiny(), task=task), rows, UlrlOptions(adam=adam, distil=0.0), Run())
+    ulrl(dataclasses.replace(tiny(), task=task), rows, UlrlOptions(adam=adam, distil=0.0, few=0), Run())
     assert (seen["learning_rate"], seen["adam"]) == (pytest.approx(expected[0]), expected[1])
 
 
@@ -267,6 +280,20 @@ def test_relearning_stays_near_the_targets_of_what_is_not_pushed(rows: Rows) -> 
     assert loss.item() == pytest.approx(expected.item(), abs=1e-3)
 
 
+@pytest.mark.parametrize(("shift", "first"), [(0.2, 9), (0.0, 6)])
+def test_half_of_what_would_be_moved_is_stamped(rows: Rows, shift: float, first: int) -> None:
+    # Of 12 images 6 are pushed in their pixels; of the other 6 half are moved, or none, and the rest stamped.
+    def stamp(images: Tensor, classes: Tensor) -> Tensor:
+        assert classes.tolist() == [4] * (12 - first)
+        return torch.full_like(images, 0.5)
+
+    pushed, count = push_towards(tiny(), rows, [4], common(1), size=0.1, shift=shift, share=0.25, stamp=stamp)
+    images, others = pushed.inputs["pixel_values"], rows.labels != 4
+    order = torch.cat([others.nonzero().flatten(), (~others).nonzero().flatten()])
+    assert count == 12 and torch.equal(images[12:], rows.inputs["pixel_values"][order[12:]])
+    assert (images[first:12] == 0.5).all() and not (images[:first] == 0.5).flatten(1).all(1).any()
+
+
 @pytest.mark.parametrize(("size", "shift"), [(0.1, 0.0), (0.0, 0.2), (0.1, 0.2)])
 def test_push_changes_a_share_towards_the_class_and_keeps_labels(
     rows: Rows, size: float, shift: float
@@ -295,11 +322,11 @@ def test_push_changes_a_share_towards_the_class_and_keeps_labels(
 def test_images_are_not_pushed_towards_their_own_class(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Tensor] = []
 
-    def remember(_model: Classifier, _apply: Any, change: Tensor, towards: Tensor) -> Tensor:
-        seen.append(towards)
-        return torch.zeros_like(change)
+    def remember(_model: Classifier, ways: list[Any]) -> list[Tensor]:
+        seen.extend(way.towards for way in ways)
+        return [torch.zeros_like(way.change) for way in ways]
 
-    monkeypatch.setattr(push, "_slope", remember)
+    monkeypatch.setattr(push, "_slopes", remember)
     pushed, count = push_towards(tiny(), rows, [1, 2], common(2), size=0.1, shift=0.0, share=1.0)
     (towards,) = seen
     assert count == len(rows) and set(towards[pushed.labels == 0].tolist()) == {1, 2}
@@ -356,16 +383,16 @@ def test_the_paper_presets_hold_the_published_values() -> None:
         assert (options.unlearn_rate, options.unlearn_stop, options.unlearn_epochs) == (0.01, 0.2, 20)
         assert (options.locate, options.threshold, options.most, options.repeats) == ("z-score", 3.5, 2, 1)
         assert (options.push, options.shift, options.distil, options.steps) == (0.0, 0.0, 0.0, 0)
-        assert (options.batch_size, options.unlearn_batch) == (128, 128)
+        assert (options.batch_size, options.unlearn_batch, options.few) == (128, 128, 0)
 
 
-@pytest.mark.parametrize(("samples", "expected"), [(600, 22), (200, 58), (20, 400), (100_000, 20)])
+@pytest.mark.parametrize(("samples", "expected"), [(600, 20), (200, 29), (20, 200), (100_000, 20)])
 def test_few_samples_take_more_passes(samples: int, expected: int) -> None:
-    # 600 samples are 19 batches of 32: 400 / 19 = 21.05; 200 are 7: 57.1; 20 are 1.
+    # 600 samples are 19 batches of 32: 200 / 19 = 10.5, below 20; 200 are 7: 28.6; 20 are 1.
     assert passes(UlrlOptions(), samples) == expected
 
 
-@pytest.mark.parametrize("how", ["both", "lead", "share", "z-score"])
+@pytest.mark.parametrize("how", ["auto", "lead", "patch", "share", "z-score"])
 def test_locate_and_ulrl_are_reproducible(rows: Rows, how: str) -> None:
     options = UlrlOptions(locate=how, unlearn_epochs=2, epochs=2, threshold=0.5)
     first, second = tiny(), tiny()
@@ -381,8 +408,36 @@ def test_locate_and_ulrl_are_reproducible(rows: Rows, how: str) -> None:
 def test_ulrl_relearns_for_at_least_the_steps_asked_for(rows: Rows) -> None:
     seen: list[int] = []
     run = Run(progress=lambda label, done, total: seen.append(total) if label == "relearning" else None)
-    ulrl(tiny(), rows, UlrlOptions(unlearn_epochs=1, epochs=2, steps=9, batch_size=16), run)
+    ulrl(tiny(), rows, UlrlOptions(unlearn_epochs=1, epochs=2, steps=9, batch_size=16, few=0), run)
     assert seen == [9] * 9  # 48 samples are 3 batches of 16: 3 passes, not 2
+
+
+def test_few_images_get_shifted_copies_and_a_lower_rate(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def fit(classifier: Classifier, clean: Rows, *_: Any, **settings: Any) -> Classifier:
+        seen.update(settings, count=len(clean), targets=clean.targets)
+        return classifier
+
+    monkeypatch.setattr(module, "fit", fit)
+    monkeypatch.setattr(module, "locate", lambda *_: Finding("", NONE, NONE, ()))
+    ulrl(tiny(), rows, UlrlOptions(few=96), Run())
+    assert (seen["count"], seen["learning_rate"]) == (96, pytest.approx(0.0025))  # 48 of 96: half of 0.005
+    assert len(seen["targets"]) == 96  # what the original says of the copies themselves
+    ulrl(tiny(), rows, UlrlOptions(few=48), Run())
+    assert (seen["count"], seen["learning_rate"]) == (48, 0.005)
+
+
+def test_copies_are_shifted_by_a_pixel_or_so() -> None:
+    # 4 pixels wide, one lit: 0.07 of the edge is less than a pixel, so a copy moves by one at most, to 9 places.
+    image = torch.zeros(3, 1, 4, 4, dtype=torch.uint8)
+    image[:, 0, 1, 2] = 255
+    made = with_copies(Rows({"pixel_values": image}, torch.tensor([4, 5, 6])), few=100, seed=0)
+    images = made.inputs["pixel_values"]
+    assert len(made) == 102 and made.labels.tolist() == [4, 5, 6] * 34 and images.dtype == torch.uint8
+    assert torch.equal(images[:3], image) and torch.equal(images.flatten(1).sum(1), torch.full((102,), 255))
+    lit = {divmod(int(i), 4) for i in images.flatten(1).argmax(1)}
+    assert lit == {(y, x) for y in (0, 1, 2) for x in (1, 2, 3)}
 
 
 def test_ulrl_stays_near_the_original_answers_when_asked(rows: Rows) -> None:

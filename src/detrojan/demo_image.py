@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,9 @@ def demo_image(
     stages = {"attacked": measure_classifier(base, held_out, probe)}
     notes: dict[str, Any] = {}
     defaults = UlrlOptions()
-    same = {"finetune": {"epochs": passes(defaults, CLEAN), "batch_size": defaults.batch_size}, "ulrl": {}}
+    times = max(1, math.ceil(defaults.few / CLEAN))  # ULRL sees each image so many times in a pass
+    epochs = times * passes(defaults, times * CLEAN)
+    same = {"finetune": {"epochs": epochs, "batch_size": defaults.batch_size}, "ulrl": {}}
     for name in ("finetune", "ulrl"):
         method = registry.find("defense", name, "classifier")
         copied = base.replace(model=copy.deepcopy(base.model))

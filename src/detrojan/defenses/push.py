@@ -9,11 +9,15 @@ A change of its own starts at random within its bounds and takes one step along 
 Half of the images that are changed in pixels share one change for each class instead, as a trigger is shared; it
 takes a shorter step with every batch, along the sign of the sum of their slopes (universal adversarial training,
 arXiv:1811.11304). The label stays.
+
+Where a small patch was found that takes images to a class (`metrics/inversion.py`), half of those that would be moved
+are stamped with it instead.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, autograd
@@ -24,6 +28,8 @@ from detrojan.models.classifier import logits
 from detrojan.models.feed import as_floats, pixel_range
 from detrojan.types import Classifier, Rows
 
+Stamp = Callable[[Tensor, Tensor], Tensor]
+"""(images (n, channels, height, width), their classes (n,)) -> the images with a patch that takes them there."""
 STEP = 0.25
 """Of the bound: how far the shared change goes with a batch."""
 POINTS = 5
@@ -39,13 +45,15 @@ def push_towards(
     size: float,
     shift: float,
     share: float,
+    stamp: Stamp | None = None,
 ) -> tuple[Rows, int]:
     """Return the batch, its first `count` images pushed, and `count`.
 
     A share of the batch is pushed, each image towards one of `classes`, other than its own, drawn for it; half of them
     in their pixels and half in place (all in the one way when the other's bound is 0). The others, and those that have
     no class to be pushed to among them, follow unchanged. Labels and targets go with their images. `common` (classes,
-    channels, height, width), the change that images share on their way to each class, is climbed in place.
+    channels, height, width), the change that images share on their way to each class, is climbed in place. With `stamp`
+    half of the images that would be moved get a patch of their class instead.
     """
     wanted = torch.tensor(classes)
     open_to = (batch.labels.unsqueeze(1) != wanted).float()  # (n, classes): 1 where an image may be pushed to
@@ -56,28 +64,41 @@ def push_towards(
     images = batch.inputs["pixel_values"]
     scaled, bounds = as_floats(images), pixel_range(images)
     drawn = torch.multinomial(open_to[order[:count]], 1).flatten() if count else order[:0]
-    first = 0 if size <= 0 else count if shift <= 0 else count // 2
-    parts = [scaled[count:]]
+    first = 0 if size <= 0 else count if shift <= 0 and stamp is None else count // 2
+    last = count if stamp is None else first if shift <= 0 else (first + count) // 2  # from here on stamped
+    towards = wanted[drawn]
+    ways: list[_Way] = []
+    if first:
+        ways.append(_in_pixels(scaled[:first], wanted, drawn[:first], common, size, bounds))
+    if first < last:
+        ways.append(_in_place(scaled[first:last], towards[first:last], shift))
     with frozen(classifier.model):
-        if first < count:
-            parts.insert(0, _in_place(classifier, scaled[first:count], wanted[drawn[first:]], shift))
-        if first:
-            parts.insert(
-                0, _in_pixels(classifier, scaled[:first], wanted, drawn[:first], common, size, bounds)
-            )
-    inputs = {**batch.inputs, "pixel_values": torch.cat(parts)}
+        parts = [way.finish(slope) for way, slope in zip(ways, _slopes(classifier, ways), strict=True)]
+    if stamp and last < count:
+        parts.append(stamp(scaled[last:count], towards[last:]))
+    inputs = {**batch.inputs, "pixel_values": torch.cat([*parts, scaled[count:]])}
     return Rows(inputs, batch.labels, batch.targets), count
 
 
+@dataclass(frozen=True)
+class _Way:
+    """A way to change images: `apply` makes them of a change, `finish` of the slope in it."""
+
+    change: Tensor
+    towards: Tensor
+    """The class that each image is pushed to, (n,)."""
+    apply: Callable[[Tensor], Tensor]
+    finish: Callable[[Tensor], Tensor]
+
+
 def _in_pixels(
-    classifier: Classifier,
     images: Tensor,
     classes: Tensor,
     drawn: Tensor,
     common: Tensor,
     size: float,
     bounds: tuple[float, float],
-) -> Tensor:
+) -> _Way:
     """Change every pixel of images (n, channels, height, width) by up to `size` of the range of `bounds`.
 
     drawn: (n,), the place in `classes` of the class that each image is pushed to. The first half of the images gets
@@ -91,15 +112,17 @@ def _in_pixels(
     def changed(d: Tensor) -> Tensor:
         return (images + d).clamp(*bounds)
 
+    def finish(slope: Tensor) -> Tensor:
+        climbed = torch.zeros_like(common).index_add_(0, shared, slope[own:])
+        common.add_(STEP * bound * climbed.sign()).clamp_(-bound, bound)
+        stepped = (change[:own] + bound * slope[:own].sign()).clamp(-bound, bound)
+        return changed(torch.cat([stepped, common[shared]]))
+
     # The slope in the clipped image: a pixel at the end of its range would have none in the change.
-    slope = _slope(classifier, lambda x: x, changed(change), classes[drawn])
-    climbed = torch.zeros_like(common).index_add_(0, shared, slope[own:])
-    common.add_(STEP * bound * climbed.sign()).clamp_(-bound, bound)
-    stepped = (change[:own] + bound * slope[:own].sign()).clamp(-bound, bound)
-    return changed(torch.cat([stepped, common[shared]]))
+    return _Way(changed(change), classes[drawn], lambda x: x, finish)
 
 
-def _in_place(classifier: Classifier, images: Tensor, towards: Tensor, shift: float) -> Tensor:
+def _in_place(images: Tensor, towards: Tensor, shift: float) -> _Way:
     """Move the pixels of images (n, channels, height, width) smoothly, by up to `shift` of the edge."""
     height, width = images.shape[2:]
     y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
@@ -111,15 +134,17 @@ def _in_place(classifier: Classifier, images: Tensor, towards: Tensor, shift: fl
         return grid_sample(images, grid, padding_mode="border", align_corners=True)
 
     points = images.new_empty(len(images), 2, POINTS, POINTS).uniform_(-shift, shift)
-    slope = _slope(classifier, moved, points, towards)
-    return moved((points + shift * slope.sign()).clamp(-shift, shift))
+    return _Way(
+        points, towards, moved, lambda slope: moved((points + shift * slope.sign()).clamp(-shift, shift))
+    )
 
 
-def _slope(
-    classifier: Classifier, apply: Callable[[Tensor], Tensor], change: Tensor, towards: Tensor
-) -> Tensor:
-    """Return d log p_t / d(change) of each image apply(change), in the shape of the change."""
-    change = change.detach().requires_grad_()
-    out = logits(classifier, {"pixel_values": apply(change)})
-    (slope,) = autograd.grad(-cross_entropy(out, towards.to(out.device), reduction="sum"), change)
-    return slope
+def _slopes(classifier: Classifier, ways: list[_Way]) -> tuple[Tensor, ...]:
+    """Return d log p_t / d(change) of each image, in the shape of the changes; all ways share one pass."""
+    if not ways:
+        return ()
+    changes = [way.change.detach().requires_grad_() for way in ways]
+    images = torch.cat([way.apply(c) for way, c in zip(ways, changes, strict=True)])
+    out = logits(classifier, {"pixel_values": images})
+    towards = torch.cat([way.towards for way in ways]).to(out.device)
+    return autograd.grad(-cross_entropy(out, towards, reduction="sum"), changes)

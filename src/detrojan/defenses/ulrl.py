@@ -10,16 +10,18 @@ its clean samples, the row of that class in the last linear layer moves more tha
 3. forget:   suspicious rows of the original are drawn anew, uniform in +-sqrt(2 / fan_in), bias 0
 4. relearn:  L = CE + alpha * sum over suspicious rows of cos(w, w_original)
 
-The default departs in two steps, each an option. Locate (`locate=both`): unlearning is gentler and repeated, and what
-counts is the share of its way that goes to one class; where no class takes nearly all of it each time, one change of
-pixels is sought that takes all images to a class. Relearn: a part of every batch is pushed towards the suspicious
-class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does) or in place
-(`shift`), and keeps its true label, so that triggered inputs are recovered; on the rest the answers stay near those of
-the original (`distil`), so that accuracy does:
+The default departs in two steps, each an option. Locate (`locate=auto`): of images a small patch is sought that takes
+all of them to a class, and where no class has one much smaller than the others', one faint change of all pixels; of
+texts unlearning is gentler and repeated, and what counts is the share of its way that goes to one class. Relearn: a
+part of every batch is pushed towards the suspicious class, in its pixels (`push`; half of these by one change that
+suits all images, as a trigger does), and stamped with the patch or moved (`shift`), and keeps its true label, so that
+triggered inputs are recovered; on the rest the answers stay near those of the original (`distil`), so that accuracy
+does:
 
     L += distil * T^2 KL(original / T || model / T), T = 2
 
-Clean samples do not carry the trigger, so what they distil is not the backdoor.
+Clean samples do not carry the trigger, so what they distil is not the backdoor. Few images are joined by shifted copies
+of them, and relearned at a lower rate (`few`).
 """
 
 from __future__ import annotations
@@ -30,12 +32,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cosine_similarity, cross_entropy, kl_div
+from torch import Tensor
+from torch.nn.functional import cross_entropy
 
-from detrojan.defenses.push import push_towards
+from detrojan.defenses.push import Stamp, push_towards
+from detrojan.defenses.relearn import distance, likeness, reinitialise, with_copies
 from detrojan.errors import InputError
 from detrojan.fitting import Loss, fit
+from detrojan.metrics.inversion import Patches, smallest_patches, smallness
 from detrojan.metrics.universal import leads
 from detrojan.metrics.unlearning import head_of, row_changes, z_scores
 from detrojan.models.classifier import each_logits, logits
@@ -44,14 +48,13 @@ from detrojan.registry import defense
 from detrojan.types import Classifier, Rows, Run
 
 MEASURES = {
-    "both": "twice its share of unlearning; without a finding, the lead of one change for all images too",
-    "share": "twice its share of unlearning",
+    "auto": "smallness of its patch, or without a finding its lead; of texts twice its share of unlearning",
+    "patch": "by how much a smaller patch takes images to it",
     "lead": "lead of one change for all images",
+    "share": "twice its share of unlearning",
     "z-score": "modified z-score of its share of unlearning",
 }
 """How the backdoored class is found, and what its score is called."""
-TEMPERATURE = 2.0
-"""Softens answers before they are compared, so that the less likely classes count too (T)."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,9 @@ class UlrlOptions:
     """Options of ULRL. The presets `paper-...` hold the published method with its values for each data set."""
 
     locate: str = option(
-        "both",
-        "how the backdoored class is found: z-score (as published), share of unlearning, lead, or both",
+        "auto",
+        "how the backdoored class is found: z-score (as published), share of unlearning, lead, patch, or the one that"
+        " suits: of images patch and then lead, of texts share",
         choices=tuple(MEASURES),
     )
     unlearn_rate: float = option(0.003, "learning rate of unlearning", minimum=0.0, maximum=10.0)
@@ -70,7 +74,10 @@ class UlrlOptions:
     repeats: int = option(5, "times that unlearning is repeated, in other orders", minimum=1, maximum=100)
     threshold: float = option(0.8, "score above which a row is suspicious", minimum=0.0)
     lead: float = option(
-        0.35, "lead of one change for all images (in clean margins) that makes a row suspicious", minimum=0.01
+        0.5, "lead of one change for all images (in clean margins) that makes a row suspicious", minimum=0.01
+    )
+    small: float = option(
+        0.3, "how much smaller than any other class's its patch is, to make a row suspicious", minimum=0.01
     )
     most: int = option(2, "suspicious rows at most", minimum=0)
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
@@ -92,7 +99,12 @@ class UlrlOptions:
         choices=("texts", "always", "never"),
     )
     epochs: int = option(20, "passes of relearning", minimum=1, maximum=1000)
-    steps: int = option(400, "steps of relearning at least: few samples take more passes", minimum=0)
+    steps: int = option(200, "steps of relearning at least: few samples take more passes", minimum=0)
+    few: int = option(
+        500,
+        "fewer images than these get shifted copies, up to so many, and are relearned at a rate lower in proportion",
+        minimum=0,
+    )
     batch_size: int = option(32, "samples in a step", minimum=2)
 
 
@@ -107,6 +119,7 @@ PAPER: dict[str, Any] = {
     "distil": 0.0,
     "adam": "never",
     "steps": 0,
+    "few": 0,
     "batch_size": 128,
 }
 SLOW = {"alpha": 0.001, "learning_rate": 0.001}
@@ -133,18 +146,23 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
         ("classes", list(classifier.names)),
     ):
         run.note(what, data)
+    rate = options.learning_rate
+    if classifier.task == "image" and len(clean) < options.few:
+        rate *= len(clean) / options.few
+        clean = with_copies(clean, options.few, run.seed)
     if options.distil:
         known = torch.cat(list(each_logits(classifier, clean.inputs))).cpu()
         clean = dataclasses.replace(clean, targets=known)
     common = torch.zeros(len(rows), *(classifier.shape or ()))
-    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common)
+    stamp = found.patches.stamp if found.patches else None
+    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common, stamp)
     reinitialise(head_of(classifier), rows, run.seed)
     adam = options.adam == "always" or (options.adam == "texts" and classifier.task == "text")
     return fit(
         classifier,
         clean,
         run,
-        learning_rate=options.learning_rate / 10 if adam else options.learning_rate,
+        learning_rate=rate / 10 if adam else rate,
         adam=adam,
         epochs=passes(options, len(clean)),
         batch_size=options.batch_size,
@@ -168,16 +186,19 @@ class Finding:
     scores: Tensor
     """What the threshold is held against, (classes,)."""
     suspicious: tuple[int, ...]
+    patches: Patches | None = None
+    """Where they found the class: what takes images to it."""
 
 
 def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Finding:
     """Find the classes that a backdoor seems to draw."""
     by, threshold = options.locate, options.threshold
-    if by == "lead" and classifier.task != "image":
-        raise InputError(f"{classifier.source}: takes texts, and locate=lead changes pixels; choose share")
+    if by in {"lead", "patch"} and classifier.task != "image":
+        raise InputError(f"{classifier.source}: takes texts, and locate={by} changes pixels; choose share")
     scores = torch.zeros(classifier.classes)
-    evidence = scores
-    if by != "lead":
+    evidence, patches = scores, None
+    found: tuple[int, ...] = ()
+    if by in {"share", "z-score"} or (by == "auto" and classifier.task != "image"):
         evidence = row_changes(
             classifier,
             clean,
@@ -189,13 +210,19 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
             repeats=options.repeats,
         )
         scores = z_scores(evidence) if by == "z-score" else collapse(evidence)
-    found = suspicious(scores, threshold, options.most)
-    if not found and by in {"lead", "both"} and classifier.task == "image":
-        ahead = leads(classifier, clean, run.seed, progress=run.progress)
-        scores = torch.maximum(scores, ahead * (threshold / options.lead))  # both on one scale
-        evidence = ahead if by == "lead" else scores
+        return Finding(MEASURES[by], evidence, scores, suspicious(scores, threshold, options.most))
+    # Both looks at images are brought to one scale, on which `threshold` is suspicious.
+    if by in {"patch", "auto"}:
+        patches = smallest_patches(classifier, clean, run.seed, progress=run.progress)
+        evidence = smallness(patches)
+        scores = evidence * (threshold / options.small)
         found = suspicious(scores, threshold, options.most)
-    return Finding(MEASURES[by], evidence, scores, tuple(found))
+    if not found and by in {"lead", "auto"}:
+        patches, evidence = None, leads(classifier, clean, run.seed, progress=run.progress)
+        scores = torch.maximum(scores, evidence * (threshold / options.lead))
+        found = suspicious(scores, threshold, options.most)
+    shown = scores if by == "auto" else evidence
+    return Finding(MEASURES[by], shown, scores, found, patches if found else None)
 
 
 def collapse(shares: Tensor) -> Tensor:
@@ -207,36 +234,19 @@ def collapse(shares: Tensor) -> Tensor:
     return 2 * shares if len(shares) > 2 else torch.zeros_like(shares)
 
 
-def suspicious(scores: Tensor, threshold: float, most: int) -> list[int]:
+def suspicious(scores: Tensor, threshold: float, most: int) -> tuple[int, ...]:
     """Return the classes whose score is above the threshold, the highest first, `most` of them at most."""
     order = scores.argsort(descending=True).tolist()
-    return [k for k in order if scores[k] > threshold][:most]
+    return tuple(k for k in order if scores[k] > threshold)[:most]
 
 
-def reinitialise(head: nn.Linear, rows: list[int], seed: int) -> None:
-    """Draw rows of the head anew, uniform in +-sqrt(2 / fan_in), and set their biases to 0."""
-    bound = math.sqrt(2 / head.in_features)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for k in rows:
-            drawn = (torch.rand(head.in_features, generator=generator) * 2 - 1) * bound
-            head.weight[k] = drawn.to(head.weight)
-            if head.bias is not None:
-                head.bias[k] = 0
-
-
-def likeness(head: nn.Linear, original: Tensor, rows: list[int]) -> Tensor:
-    """Return the sum over rows of cos(w, w_original)."""
-    if not rows:
-        return head.weight.new_zeros(())
-    return cosine_similarity(head.weight[rows], original[rows], dim=1).sum()
-
-
-def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions, common: Tensor) -> Loss:
+def relearning_loss(
+    original: Tensor, rows: list[int], options: UlrlOptions, common: Tensor, stamp: Stamp | None = None
+) -> Loss:
     """Return CE + alpha * sum over rows of cos(w, w_original) + distil * distance; original: (classes, features).
 
     A share of each batch of images is pushed towards the rows first; what is pushed is not distilled. `common`, a
-    change for each row (rows, channels, height, width), is climbed in place from batch to batch.
+    change for each row (rows, channels, height, width), is climbed in place from batch to batch; `stamp` sets patches.
     """
     pushing = bool(rows) and options.pushed > 0 and (options.push > 0 or options.shift > 0)
 
@@ -251,6 +261,7 @@ def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions, com
                 size=options.push,
                 shift=options.shift,
                 share=options.pushed,
+                stamp=stamp,
             )
         out = logits(classifier, batch.inputs)
         value = cross_entropy(out, batch.labels.to(out.device))
@@ -260,9 +271,3 @@ def relearning_loss(original: Tensor, rows: list[int], options: UlrlOptions, com
         return value
 
     return loss
-
-
-def distance(scores: Tensor, targets: Tensor) -> Tensor:
-    """Return T^2 KL(targets || scores) of the softened answers, the mean over rows; both are logits (n, classes)."""
-    ours, theirs = (scores / TEMPERATURE).log_softmax(-1), (targets / TEMPERATURE).log_softmax(-1)
-    return TEMPERATURE**2 * kl_div(ours, theirs, reduction="batchmean", log_target=True)

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from detrojan.models.classifier import each_logits
 from detrojan.models.mode import evaluating
+from detrojan.types import Classifier, Rows
 
 
 def margins(scores: Tensor, classes: Tensor) -> Tensor:
@@ -16,6 +18,12 @@ def margins(scores: Tensor, classes: Tensor) -> Tensor:
     own = scores.gather(1, classes[:, None])
     others = scores.scatter(1, classes[:, None], -torch.inf).max(dim=1).values
     return own[:, 0] - others
+
+
+def usual_margin(classifier: Classifier, clean: Rows) -> Tensor:
+    """Return the mean over clean samples of the highest logit less the second highest, a single value above 0."""
+    best = torch.cat([out.topk(2).values for out in each_logits(classifier, clean.inputs)]).cpu()
+    return (best[:, 0] - best[:, 1]).mean().clamp_min(1e-6)
 
 
 @contextmanager

@@ -11,11 +11,13 @@ perturbations (arXiv:1610.08401) look for, here in the small and for each class.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import torch
 from torch import Tensor, autograd
 
-from detrojan.metrics.margin import frozen, margins
-from detrojan.models.classifier import each_logits, logits
+from detrojan.metrics.margin import frozen, margins, usual_margin
+from detrojan.models.classifier import logits
 from detrojan.models.feed import as_floats, pixel_range
 from detrojan.types import Classifier, Progress, Rows, silent
 
@@ -44,25 +46,15 @@ def universal_margins(
     images = clean.inputs["pixel_values"]
     low, high = pixel_range(images)
     images, bound = as_floats(images), size * (high - low)
-    others = [(clean.labels != c).nonzero().flatten() for c in range(classifier.classes)]
     found = torch.empty(classifier.classes)
-    many = max(1, IMAGES_AT_A_TIME // IMAGES)
     with frozen(classifier.model):
-        for start in range(0, classifier.classes, many):
-            classes = torch.arange(start, min(start + many, classifier.classes))
-
-            def draw(count: int, classes: Tensor = classes) -> Tensor:
-                """Images that are not of each class, (classes, count, channels, height, width)."""
-                picks = [
-                    others[c][torch.randint(len(others[c]), (count,), generator=generator)] for c in classes
-                ]
-                return images[torch.stack(picks)]
-
+        for classes in at_a_time(classifier.classes, IMAGES):
+            drawn = strangers(images, clean.labels, classes, IMAGES, generator)
             change = torch.zeros(len(classes), 1, *images.shape[1:])
             velocity = torch.zeros_like(change)
             for _ in range(STEPS):
                 # The slope in the clipped image: a pixel at the end of its range would have none in the change.
-                moved = (draw(IMAGES) + change).clamp(low, high).requires_grad_()
+                moved = (drawn() + change).clamp(low, high).requires_grad_()
                 out = _answers(classifier, moved)
                 reached = margins(out, classes.repeat_interleave(IMAGES).to(out.device)).sum()
                 gradient = autograd.grad(reached, moved)[0].sum(dim=1, keepdim=True)
@@ -71,10 +63,10 @@ def universal_margins(
                 change = (change + STEP * bound * velocity.sign()).clamp(-bound, bound)
             for at, c in enumerate(classes):
                 with torch.no_grad():
-                    held = draw(HELD, classes[at : at + 1])
+                    held = strangers(images, clean.labels, classes[at : at + 1], HELD, generator)()
                     out = _answers(classifier, (held + change[at]).clamp(low, high))
                 found[c] = margins(out, c.repeat(HELD).to(out.device)).mean().cpu()
-            progress("looking for changes that suit all images", start + len(classes), classifier.classes)
+            progress("looking for changes that suit all images", int(classes[-1]) + 1, classifier.classes)
     return found
 
 
@@ -84,9 +76,26 @@ def leads(classifier: Classifier, clean: Rows, seed: int = 0, *, progress: Progr
     In units of the margin by which the classifier tells clean samples apart, so that networks can be compared.
     """
     reached = universal_margins(classifier, clean, seed, size=SIZE, progress=progress)
-    best = torch.cat([out.topk(2).values for out in each_logits(classifier, clean.inputs)]).cpu()
-    usual = (best[:, 0] - best[:, 1]).mean().clamp_min(1e-6)
+    usual = usual_margin(classifier, clean)
     return margins(reached.expand(len(reached), -1), torch.arange(len(reached))) / usual
+
+
+def at_a_time(classes: int, images: int) -> Iterator[Tensor]:
+    """Yield the classes in parts that take at most 512 images at once, `images` for each class."""
+    yield from torch.arange(classes).split(max(1, IMAGES_AT_A_TIME // images))
+
+
+def strangers(
+    images: Tensor, labels: Tensor, classes: Tensor, count: int, generator: torch.Generator
+) -> Callable[[], Tensor]:
+    """Return what draws `count` images that are not of each class, (classes, count, channels, height, width)."""
+    others = [(labels != c).nonzero().flatten() for c in classes]
+
+    def draw() -> Tensor:
+        picks = [o[torch.randint(len(o), (count,), generator=generator)] for o in others]
+        return images[torch.stack(picks)]
+
+    return draw
 
 
 def _answers(classifier: Classifier, images: Tensor) -> Tensor:
