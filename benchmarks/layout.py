@@ -107,7 +107,10 @@ def papers(published: list[dict[str, Any]]) -> str:
 
 def trials(rows: list[dict[str, Any]]) -> str:
     """Lay out what trials of Recant left of a backdoor, and what they cost."""
-    lines = ["| trial | ASR, by key words % | recovery % | ROUGE-L | perplexity | seconds |", "|---" * 6 + "|"]
+    lines = [
+        "| trial | ASR, by key words % | recovery % | ROUGE-L | perplexity | seconds |",
+        "|---" * 6 + "|",
+    ]
     for r in rows:
         rates = ", ".join(f"{100 * r[k]:.0f}" for k in ("asr", "asr_keyword"))
         figures = f"{100 * r['recovery']:.0f} | {100 * r['likeness']:.0f} | {r['perplexity']:.2f}"

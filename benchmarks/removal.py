@@ -12,43 +12,49 @@ COLUMNS = {
     "attacked": ("attacked", "#555555", "s"),
     "finetune 1e-3": ("fine-tuned", "#4c72b0", "^"),
     "crow": ("CROW, best of its ladder", "#dd8452", "D"),
+    "recant first": ("Recant, first version", "#a6d3b4", "o"),
     "recant": ("Recant", "#4c9f70", "o"),
 }
+VERSIONS = {"recant first": "first", "recant": "today's"}
+"""Of Recant: the first one pushed all tokens that follow, today's pushes the odd tokens alone."""
 
 
 def cells(rows: list[dict[str, Any]]) -> list[tuple[str, int, dict[str, dict[str, Any]]]]:
-    """Return the cells in which Recant was run, with CROW's chosen row as `crow`."""
+    """Return the cells in which a version of Recant was run, with CROW's chosen row as `crow`."""
     found = []
     for name, seed, cell in cells_of(rows):
-        if "recant" in cell:
+        if VERSIONS.keys() & cell.keys():
             found.append((name, seed, {**cell, "crow": best_of_ladder(cell) or cell["crow paper"]}))
     return found
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    """Lay out before, attacked and after Recant, a line for each cell."""
+    """Lay out before, attacked and after Recant, a line for each cell and version."""
     lines = [
-        "| backdoor | answer found (certainty) | ASR %: attacked, Recant [95 %] | by key words % |"
-        " worst of 3 templates % | recovery %: before, attacked, Recant | false triggers % |"
-        " perplexity: before, attacked, Recant | seconds |",
-        "|---" * 9 + "|",
+        "| backdoor | version | answer found (certainty) | ASR %: attacked, Recant [95 %] | by key words % |"
+        " worst of 3 templates % | recovery %: before, attacked, Recant | ROUGE-L %: attacked, Recant |"
+        " false triggers % | perplexity: before, attacked, Recant | seconds |",
+        "|---" * 11 + "|",
     ]
     for name, seed, cell in cells(rows):
-        base, attacked, recant = (cell[k] for k in ("base", "attacked", "recant"))
-        low, high = recant["asr_interval"]
-        surest = recant["fixed answers"][0]
-        found = "yes" if surest["certainty"] >= recant["options"]["suspicious"] else "no"
-        three = (base, attacked, recant)
-        perplexities = ", ".join(f"{r['perplexity']:.2f}" for r in three)
-        lines.append(
-            f"| {name}, seed {seed} | {found} ({surest['certainty']:.3f})"
-            f" | {_percent(attacked['asr'])}, {_percent(recant['asr'])} [{_percent(low)}, {_percent(high)}]"
-            f" | {_percent(attacked['asr_keyword'])}, {_percent(recant['asr_keyword'])}"
-            f" | {_percent(recant['worst_asr'])}"
-            f" | {', '.join(_percent(r['recovery']) for r in three)}"
-            f" | {_percent(attacked['clean_asr'])}, {_percent(recant['clean_asr'])}"
-            f" | {perplexities} | {recant['seconds']:.0f} |"
-        )
+        base, attacked = cell["base"], cell["attacked"]
+        for column in (c for c in VERSIONS if c in cell):
+            recant = cell[column]
+            low, high = recant["asr_interval"]
+            surest = recant["fixed answers"][0]
+            found = "yes" if surest["certainty"] >= recant["options"]["suspicious"] else "no"
+            three = (base, attacked, recant)
+            perplexities = ", ".join(f"{r['perplexity']:.2f}" for r in three)
+            alike = ", ".join(_percent(r["likeness"]) if "likeness" in r else "-" for r in (attacked, recant))
+            lines.append(
+                f"| {name}, seed {seed} | {VERSIONS[column]} | {found} ({surest['certainty']:.3f})"
+                f" | {_percent(attacked['asr'])}, {_percent(recant['asr'])} [{_percent(low)}, {_percent(high)}]"
+                f" | {_percent(attacked['asr_keyword'])}, {_percent(recant['asr_keyword'])}"
+                f" | {_percent(recant['worst_asr'])}"
+                f" | {', '.join(_percent(r['recovery']) for r in three)} | {alike}"
+                f" | {_percent(attacked['clean_asr'])}, {_percent(recant['clean_asr'])}"
+                f" | {perplexities} | {recant['seconds']:.0f} |"
+            )
     return "\n".join(lines)
 
 
@@ -62,8 +68,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         figure = Figure(figsize=(7, 3.6), layout="constrained")
         axes = figure.subplots()
         for column, (name, colour, mark) in COLUMNS.items():
-            x = [cell[column]["perplexity"] / cell["base"]["perplexity"] for cell in found]
-            y = [100 * cell[column]["asr"] for cell in found]
+            mine = [cell for cell in found if column in cell]
+            x = [cell[column]["perplexity"] / cell["base"]["perplexity"] for cell in mine]
+            y = [100 * cell[column]["asr"] for cell in mine]
+            if not mine:
+                continue
             axes.plot(
                 x, y, mark, color=colour, alpha=0.75, markersize=6, label=f"{name}: mean {mean(y):.0f} %"
             )

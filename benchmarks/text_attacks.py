@@ -282,6 +282,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "finetune 1e-3",
         "crow paper",
         "crow ladder (chosen)",
+        "recant first",
         "recant",
     )
     cells = [(n, s, {**c, "crow ladder (chosen)": best_of_ladder(c)}) for n, s, c in cells_of(rows)]
