@@ -121,33 +121,42 @@ def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("costs", "lead", "scores", "expected"),
+    ("costs", "lead", "share", "scores", "expected", "stamped"),
     [
-        # Smallness 1.0, -0.5, -0.75, times 0.8 / 0.3; found, so the lead is not looked for.
-        ([0.1, 0.2, 0.4], None, [2.6667, -1.3333, -2.0], (0,)),
-        # Smallness 0.25, -0.2, -0.5 gives 0.667, -0.533, -1.333; leads count 0.8 / 0.5 times: 1.12 and -1.6.
-        ([0.4, 0.5, 0.8], [-1.0, 0.7, -1.0], [0.6667, 1.12, -1.3333], (1,)),
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.6667, 0.64, -1.3333], ()),
+        # Smallness 1.5, -0.6, -0.75, times 0.8 / 1.2; found, so nothing else is looked for.
+        ([0.1, 0.25, 0.4], None, None, [1.0, -0.4, -0.5], (0,), True),
+        # Smallness 1.0, -0.5, -0.75 is a hint; the lead of 0.4 agrees, so 1.0 counts 0.8 / 0.3 times.
+        ([0.1, 0.2, 0.4], [0.4, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), True),
+        # The lead names another class by itself, 0.8 / 0.5 times 0.7.
+        ([0.1, 0.2, 0.4], [-1.0, 0.7, -1.0], None, [0.6667, 1.12, -0.5], (1,), False),
+        # No lead, but twice the share of unlearning is above a half, or not.
+        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.3, 0.4, 0.3], [2.6667, -0.3333, -0.5], (0,), True),
+        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.2, 0.5, 0.3], [0.6667, -0.3333, -0.5], (), False),
+        # Smallness 0.25, -0.2, -0.5 is no hint: unlearning is not asked.
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], None, [0.1667, 0.64, -0.3333], (), False),
     ],
 )
-def test_of_images_a_lead_is_looked_for_where_no_patch_is_small(
+def test_how_the_looks_at_images_go_together(
     costs: list[float],
     lead: list[float] | None,
+    share: list[float] | None,
     scores: list[float],
     expected: tuple[int, ...],
+    stamped: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def ahead(*_: Any, **__: Any) -> Tensor:
-        assert lead is not None, "looked for although the class was found"
-        return torch.tensor(lead)
+    def asked(answer: list[float] | None) -> Tensor:
+        assert answer is not None, "looked for without need"
+        return torch.tensor(answer)
 
     patches = Patches(torch.tensor(costs), torch.zeros(3, 1, 1, 2), torch.zeros(3, 1, 1, 2))
     monkeypatch.setattr(module, "smallest_patches", lambda *_, **__: patches)
-    monkeypatch.setattr(module, "leads", ahead)
+    monkeypatch.setattr(module, "leads", lambda *_, **__: asked(lead))
+    monkeypatch.setattr(module, "row_changes", lambda *_, **__: asked(share))
     rows = Rows({"pixel_values": torch.zeros(3, 1, 1, 2)}, torch.arange(3))
     found = locate(wide([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), rows, UlrlOptions(), Run())
     assert found.scores.tolist() == pytest.approx(scores, abs=1e-4) and found.suspicious == expected
-    assert found.patches is (patches if expected == (0,) else None)  # stamped only where it found the class
+    assert found.patches is (patches if stamped else None)  # stamped only where it found the class
 
 
 def test_texts_are_judged_by_unlearning_alone(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:

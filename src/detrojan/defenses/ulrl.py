@@ -11,8 +11,9 @@ its clean samples, the row of that class in the last linear layer moves more tha
 4. relearn:  L = CE + alpha * sum over suspicious rows of cos(w, w_original)
 
 The default departs in two steps, each an option. Locate (`locate=auto`): of images a small patch is sought that takes
-all of them to a class, and where no class has one much smaller than the others', one faint change of all pixels; of
-texts unlearning is gentler and repeated, and what counts is the share of its way that goes to one class. Relearn: a
+all of them to a class; where no class has one very much smaller than the others', one faint change of all pixels; and
+where a patch is somewhat smaller, the share of a gentler, repeated unlearning has to agree. Of texts this is all that
+counts. Relearn: a
 part of every batch is pushed towards the suspicious class, in its pixels (`push`; half of these by one change that
 suits all images, as a trigger does), and stamped with the patch or moved (`shift`), and keeps its true label, so that
 triggered inputs are recovered; on the rest the answers stay near those of the original (`distil`), so that accuracy
@@ -48,13 +49,19 @@ from detrojan.registry import defense
 from detrojan.types import Classifier, Rows, Run
 
 MEASURES = {
-    "auto": "smallness of its patch, or without a finding its lead; of texts twice its share of unlearning",
+    "auto": "smallness of its patch, alone or with another look, or its lead; of texts twice its share of unlearning",
     "patch": "by how much a smaller patch takes images to it",
     "lead": "lead of one change for all images",
     "share": "twice its share of unlearning",
     "z-score": "modified z-score of its share of unlearning",
 }
 """How the backdoored class is found, and what its score is called."""
+HINT = 0.3
+"""Smallness of a patch from which it counts where another look agrees."""
+LEAD_AGREES = 0.3
+"""Lead of the same class from which it agrees,"""
+SHARE_AGREES = 0.5
+"""and score of its share of unlearning."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,9 @@ class UlrlOptions:
         0.5, "lead of one change for all images (in clean margins) that makes a row suspicious", minimum=0.01
     )
     small: float = option(
-        0.3, "how much smaller than any other class's its patch is, to make a row suspicious", minimum=0.01
+        1.2,
+        "how much smaller than any other class's its patch is, to make a row suspicious by itself",
+        minimum=0.01,
     )
     most: int = option(2, "suspicious rows at most", minimum=0)
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
@@ -195,34 +204,44 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
     by, threshold = options.locate, options.threshold
     if by in {"lead", "patch"} and classifier.task != "image":
         raise InputError(f"{classifier.source}: takes texts, and locate={by} changes pixels; choose share")
-    scores = torch.zeros(classifier.classes)
-    evidence, patches = scores, None
-    found: tuple[int, ...] = ()
     if by in {"share", "z-score"} or (by == "auto" and classifier.task != "image"):
-        evidence = row_changes(
-            classifier,
-            clean,
-            run,
-            learning_rate=options.unlearn_rate,
-            epochs=options.unlearn_epochs,
-            batch_size=options.unlearn_batch,
-            stop=options.unlearn_stop,
-            repeats=options.repeats,
-        )
-        scores = z_scores(evidence) if by == "z-score" else collapse(evidence)
-        return Finding(MEASURES[by], evidence, scores, suspicious(scores, threshold, options.most))
-    # Both looks at images are brought to one scale, on which `threshold` is suspicious.
+        shares = _shares(classifier, clean, options, run)
+        scores = z_scores(shares) if by == "z-score" else collapse(shares)
+        return Finding(MEASURES[by], shares, scores, suspicious(scores, threshold, options.most))
+    # All looks at images are brought to one scale, on which `threshold` is suspicious.
+    small = evidence = scores = torch.zeros(classifier.classes)
+    patches: Patches | None = None
+    found: tuple[int, ...] = ()
     if by in {"patch", "auto"}:
         patches = smallest_patches(classifier, clean, run.seed, progress=run.progress)
-        evidence = smallness(patches)
-        scores = evidence * (threshold / options.small)
+        small = evidence = smallness(patches)
+        scores = small * (threshold / options.small)
         found = suspicious(scores, threshold, options.most)
     if not found and by in {"lead", "auto"}:
-        patches, evidence = None, leads(classifier, clean, run.seed, progress=run.progress)
+        evidence = leads(classifier, clean, run.seed, progress=run.progress)
         scores = torch.maximum(scores, evidence * (threshold / options.lead))
-        found = suspicious(scores, threshold, options.most)
+        hint = small > HINT
+        agreed = hint & (evidence > LEAD_AGREES)
+        if hint.any() and not agreed.any() and not suspicious(scores, threshold, options.most):
+            agreed = hint & (collapse(_shares(classifier, clean, options, run)) > SHARE_AGREES)
+        scores = torch.where(agreed, small * (threshold / HINT), scores)
+        found, patches = suspicious(scores, threshold, options.most), patches if agreed.any() else None
     shown = scores if by == "auto" else evidence
     return Finding(MEASURES[by], shown, scores, found, patches if found else None)
+
+
+def _shares(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Tensor:
+    """Return each class's share of unlearning, (classes,)."""
+    return row_changes(
+        classifier,
+        clean,
+        run,
+        learning_rate=options.unlearn_rate,
+        epochs=options.unlearn_epochs,
+        batch_size=options.unlearn_batch,
+        stop=options.unlearn_stop,
+        repeats=options.repeats,
+    )
 
 
 def collapse(shares: Tensor) -> Tensor:
