@@ -125,8 +125,8 @@ def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
     [
         # Smallness 1.5, -0.6, -0.75, times 0.8 / 1.2; found, so nothing else is looked for.
         ([0.1, 0.25, 0.4], None, None, [1.0, -0.4, -0.5], (0,), True),
-        # Smallness 1.0, -0.5, -0.75 is a hint; the lead of 0.4 agrees, so 1.0 counts 0.8 / 0.3 times.
-        ([0.1, 0.2, 0.4], [0.4, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), True),
+        # Smallness 1.0, -0.5, -0.75 is a hint; the lead of 0.45 agrees, so 1.0 counts 0.8 / 0.3 times.
+        ([0.1, 0.2, 0.4], [0.45, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), True),
         # The lead names another class by itself, 0.8 / 0.5 times 0.7.
         ([0.1, 0.2, 0.4], [-1.0, 0.7, -1.0], None, [0.6667, 1.12, -0.5], (1,), False),
         # No lead, but twice the share of unlearning is above a half, or not.

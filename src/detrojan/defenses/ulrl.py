@@ -58,7 +58,7 @@ MEASURES = {
 """How the backdoored class is found, and what its score is called."""
 HINT = 0.3
 """Smallness of a patch from which it counts where another look agrees."""
-LEAD_AGREES = 0.3
+LEAD_AGREES = 0.4
 """Lead of the same class from which it agrees,"""
 SHARE_AGREES = 0.5
 """and score of its share of unlearning."""
