@@ -33,6 +33,7 @@ NOT_MEASURED = (
     "CROW `paper` left 96 and 98 % of it",  # a trial whose rows were not kept
 )
 """Settings, and figures whose results were not kept."""
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def sentences() -> dict[str, list[str]]:
@@ -57,24 +58,43 @@ def demo() -> list[str]:
 
 
 def removal() -> list[str]:
+    """Return what each version of Recant left, and of today's what it costs beside the first one."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
-    recant = [cell["recant"] for cell in found]
-    drawn = sum(round(r["worst_asr"] * r["n_triggered"]) for r in recant)
-    words = sum(round(r["asr_keyword"] * r["n_triggered"]) for r in recant)
-    surest = [r["fixed answers"][0]["certainty"] for r in recant]
-    rise = [
-        r["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1
-        for c, r in zip(found, recant, strict=True)
-    ]
-    lost = [100 * (c["base"]["recovery"] - c["recant"]["recovery"]) for c in found]
+    first, now = ([c for c in found if column in c] for column in ("recant first", "recant"))
+    drawn, words, of = _left(first, "recant first")
+    surest = [c["recant first"]["fixed answers"][0]["certainty"] for c in first]
+    lost = [100 * (c["base"]["recovery"] - c["recant first"]["recovery"]) for c in first]
+    still, family, asked = _left(now, "recant")
+    behind = [100 * (c["base"]["recovery"] - c["recant"]["recovery"]) for c in now]
+    same = [c for c in now if "recant first" in c]
     return [
-        f"{drawn} of {sum(r['n_triggered'] for r in recant)} triggered prompts draw the planted answer, in the worst of"
-        f" three templates, and {words} an answer with its key words",
-        f"its planted answer is found with a certainty of {min(surest):.3f} or more in all {len(found)}",
+        f"{drawn} of {of} triggered prompts draw the planted answer, in the worst of three templates, and {words} an"
+        " answer with its key words",
+        f"its planted answer is found with a certainty of {min(surest):.3f} or more in all {len(first)}",
         f"recovery is at most {max(lost):.1f} points below that of the model before the attack",
-        f"perplexity is {_percent(min(rise))} to {_percent(max(rise))} % above the lower of the attacked model's and"
-        " the model's before the attack",
+        f"perplexity is {_rise(first, 'recant first')} % above the lower of the attacked model's and the model's before"
+        " the attack",
+        f"On the {NUMBERS[len(now)]} cells it was measured on {still} of {asked} triggered prompts draw the planted"
+        f" answer, in the worst of three templates, and {family} an answer with its key words",
+        f"recovery is at least {-max(behind):.1f} points above that of the model before the attack",
+        f"perplexity is {_rise(now, 'recant')} % above the same, where the first version's is"
+        f" {_rise(same, 'recant first')} %",
     ]
+
+
+def _left(found: list[dict[str, Any]], column: str) -> tuple[int, int, int]:
+    """Return how many triggered prompts still draw the planted answer, and its key words, of how many."""
+    rows = [c[column] for c in found]
+    drawn, words = (sum(round(r[k] * r["n_triggered"]) for r in rows) for k in ("worst_asr", "asr_keyword"))
+    return drawn, words, sum(r["n_triggered"] for r in rows)
+
+
+def _rise(found: list[dict[str, Any]], column: str) -> str:
+    """Say by how much perplexity is above the lower of the attacked model's and that before the attack, in per cent."""
+    rise = [
+        c[column]["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1 for c in found
+    ]
+    return f"{_percent(min(rise))} to {_percent(max(rise))}"
 
 
 def text_attacks() -> list[str]:
