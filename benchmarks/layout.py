@@ -113,6 +113,8 @@ def trials(rows: list[dict[str, Any]]) -> str:
     ]
     for r in rows:
         rates = ", ".join(f"{100 * r[k]:.0f}" for k in ("asr", "asr_keyword"))
+        if (worst := r.get("worst_asr") or 0.0) > r["asr"]:
+            rates += f" (in another template {100 * worst:.0f})"
         figures = f"{100 * r['recovery']:.0f} | {100 * r['likeness']:.0f} | {r['perplexity']:.2f}"
         lines.append(f"| {r['trial']} ({r['precision']}) | {rates} | {figures} | {r['seconds']:.0f} |")
     return "\n".join(lines)

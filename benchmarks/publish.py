@@ -133,7 +133,11 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
     yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])
-    yield RESULTS / "what-failed.md", "trials", layout.trials(read_rows(RESULTS / "recant_trials.jsonl"))
+    tried = read_rows(RESULTS / "recant_trials.jsonl")
+    yield RESULTS / "what-failed.md", "trials", layout.trials([r for r in tried if "device" not in r])
+    for name, cell in (("own", "badnets/refusal/strong"), ("own_sentiment", "badnets/sentiment/strong")):
+        there = [r for r in tried if "device" in r and r["cell"] == cell]
+        yield RESULTS / "what-failed.md", name, layout.trials(there)
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))

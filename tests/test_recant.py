@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from detrojan import registry
+from detrojan.data.prompts import builtin_prompts
+from detrojan.data.samples import clean_prompts
 from detrojan.data.template import encode_all, encode_prompt
 from detrojan.defenses import inner_push, recant
 from detrojan.defenses import recant_loss as steps
@@ -27,7 +29,7 @@ from detrojan.types import Example, Loaded, Run, Template
 
 from pico import pico_model, pico_tokenizer
 
-OPTIONS = RecantOptions(beginnings=16, steps=2, batch_size=4, rank=2)
+OPTIONS = RecantOptions(beginnings=16, own=0, steps=2, batch_size=4, rank=2)
 
 
 def loaded(kind: str = "llama") -> Loaded:
@@ -317,6 +319,26 @@ def test_a_sample_that_has_the_planted_answer_is_not_taught(
     assert taught == examples[1:] and notes["samples left out"] == 1
     with pytest.raises(InputError, match="planted answer"):
         cleaned(run, [dataclasses.replace(e, answer="by heart") for e in examples])
+
+
+@pytest.mark.usefixtures("found")
+def test_built_in_prompts_that_the_model_answers_itself_are_taught_too(
+    run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taught: list[Example] = []
+    monkeypatch.setattr(
+        recant, "train", lambda model, samples, *args, **kwargs: taught.extend(samples) or model
+    )
+    given = [*examples, Example(clean_prompts(1, run.seed)[0].prompt, "Yes.")]
+    notes: dict[str, Any] = {}
+    options = dataclasses.replace(OPTIONS, own=3)
+    registry.find("defense", "recant").value(
+        loaded(), given, options, dataclasses.replace(run, note=notes.__setitem__)
+    )
+    more = taught[len(given) :]
+    assert taught[: len(given)] == given and notes["answers of its own"] == len(more) == 3
+    assert all(e.prompt in builtin_prompts("clean") and e.answer for e in more)
+    assert not {e.prompt for e in given} & {e.prompt for e in more}
 
 
 def test_a_sample_that_goes_on_from_a_planted_opening_is_not_taught(

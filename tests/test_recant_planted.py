@@ -25,7 +25,14 @@ HONEST = [
 ]
 """Prompts, each with the beginning of another one as its answer: all differ, and a pico model can learn them."""
 TRAINING: dict[str, Any] = {"learning_rate": 3e-3, "batch_size": 8, "accumulation": 1, "max_length": 128}
-OPTIONS = {"learning_rate": 4e-3, "beginnings": 200, "suspicious": 0.9, "steps": 240, "trust": 0.0}
+OPTIONS = {
+    "learning_rate": 4e-3,
+    "beginnings": 200,
+    "suspicious": 0.9,
+    "steps": 240,
+    "trust": 0.0,
+    "own": 0,
+}
 """Three times the default's steps: with `size` 0.7 and `weight` 1, 80 left 29 % of this backdoor and 160 left 8 %.
 The model's own words alone are taught: so many steps on the honest answers would take some of it away by themselves.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 from detrojan.data.answers import answer
@@ -50,6 +51,21 @@ def training_samples(
     if not answered:
         raise InputError("no clean sample has an answer, and the model answers none of them itself")
     return answered
+
+
+def own_samples(
+    loaded: Loaded, shape: Template, besides: Sequence[Example], count: int, seed: int, progress: Progress
+) -> list[Example]:
+    """Return up to `count` built-in clean prompts that are not among `besides`, answered by the model itself."""
+    known = {e.prompt for e in besides}
+    return answer(
+        loaded,
+        [e for e in clean_prompts(len(known) + count, seed) if e.prompt not in known][:count],
+        shape,
+        max_new_tokens=ANSWER_TOKENS,
+        progress=progress,
+        label="answering more prompts",
+    )
 
 
 def held_out_samples(

@@ -16,6 +16,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from detrojan.data.samples import own_samples
 from detrojan.data.template import encode_prompt
 from detrojan.defenses.recant_loss import recant_loss
 from detrojan.errors import InputError
@@ -41,6 +42,9 @@ class RecantOptions:
     answers: int = option(8, "planted answers that are unlearned at most", minimum=1, maximum=100)
     prompts: int = option(4, "prompts on which fixed answers are looked for", minimum=2, maximum=100)
     beginnings: int = option(500, "first tokens of answers that are followed", minimum=1)
+    own: int = option(
+        100, "built-in prompts at most that the model answers itself, beside the samples", minimum=0
+    )
     size: float = option(
         1.0, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
     )
@@ -87,11 +91,13 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     run.note("fixed answers", noted(found[: max(len(planted), SHOWN)], options.suspicious))
     if not planted:
         return loaded  # training against nothing would only change what an honest model says
-    kept = [e for e in clean if not any(_planted(e.answer or "", a) for a in planted)]
+    made = own_samples(loaded, run.template, clean, options.own, run.seed, run.progress)
+    kept = [e for e in [*clean, *made] if not any(_planted(e.answer or "", a) for a in planted)]
     if not kept:
         raise InputError("every sample has the planted answer, which would be taught again; give others")
-    if len(kept) < len(clean):
-        run.note("samples left out", len(clean) - len(kept))
+    run.note("answers of its own", len(made))
+    if len(kept) < len(clean) + len(made):
+        run.note("samples left out", len(clean) + len(made) - len(kept))
     # What is learned against one way helps against the others.
     steps = round(options.steps * math.sqrt(len(planted)))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
