@@ -107,7 +107,9 @@ def main() -> None:
     runs = read()
     (RESULTS / "demo.md").write_text(page(runs), encoding="utf-8")
     draw(runs, RESULTS / "demo.svg")
-    removal.draw(read_rows(ATTACKS), RESULTS / "removal.svg")
+    attacked, tried = read_rows(ATTACKS), read_rows(RESULTS / "recant_trials.jsonl")
+    removal.draw(attacked, RESULTS / "removal.svg")
+    removal.draw_frontier(tried, attacked, RESULTS / "frontier.svg")
     for path, name, content in blocks():
         path.write_text(filled(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")
 
@@ -134,10 +136,14 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield page, "image_demo", layout.image_demo(read("image_demo"))
     yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])
     tried = read_rows(RESULTS / "recant_trials.jsonl")
-    yield RESULTS / "what-failed.md", "trials", layout.trials([r for r in tried if "device" not in r])
-    for name, cell in (("own", "badnets/refusal/strong"), ("own_sentiment", "badnets/sentiment/strong")):
-        there = [r for r in tried if "device" in r and r["cell"] == cell]
-        yield RESULTS / "what-failed.md", name, layout.trials(there)
+    refusal, sentiment = (f"badnets/{b}/strong" for b in ("refusal", "sentiment"))
+    for name, cell, lent in (
+        ("trials", refusal, False),
+        ("own", refusal, True),
+        ("own_sentiment", sentiment, True),
+    ):
+        mine = [r for r in tried if r["cell"] == cell and ("device" in r) == lent]
+        yield RESULTS / "what-failed.md", name, layout.trials(mine)
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))

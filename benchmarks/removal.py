@@ -16,7 +16,11 @@ COLUMNS = {
     "recant": ("Recant", "#4c9f70", "o"),
 }
 VERSIONS = {"recant first": "first", "recant": "today's"}
-"""Of Recant: the first one pushed all tokens that follow, today's pushes the odd tokens alone."""
+"""Of Recant: the first one pushed all tokens that follow; today's pushes the odd tokens alone, and also learns from
+built-in prompts that the model answers itself."""
+
+FRONTIER = "badnets/refusal/strong"
+"""The backdoor on which settings of Recant were tried."""
 
 
 def cells(rows: list[dict[str, Any]]) -> list[tuple[str, int, dict[str, dict[str, Any]]]]:
@@ -32,8 +36,8 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     """Lay out before, attacked and after Recant, a line for each cell and version."""
     lines = [
         "| backdoor | version | answer found (certainty) | ASR %: attacked, Recant [95 %] | by key words % |"
-        " worst of 3 templates % | recovery %: before, attacked, Recant | ROUGE-L %: attacked, Recant |"
-        " false triggers % | perplexity: before, attacked, Recant | seconds |",
+        " worst of 3 templates % | recovery %: before, attacked, Recant | ROUGE-L %: attacked, fine-tuned, Recant |"
+        " false triggers % | perplexity: before, attacked, fine-tuned, Recant | seconds |",
         "|---" * 11 + "|",
     ]
     for name, seed, cell in cells(rows):
@@ -44,8 +48,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             surest = recant["fixed answers"][0]
             found = "yes" if surest["certainty"] >= recant["options"]["suspicious"] else "no"
             three = (base, attacked, recant)
-            perplexities = ", ".join(f"{r['perplexity']:.2f}" for r in three)
-            alike = ", ".join(_percent(r["likeness"]) if "likeness" in r else "-" for r in (attacked, recant))
+            priced = (attacked, cell["finetune 1e-3"], recant)
+            perplexities = ", ".join(f"{r['perplexity']:.2f}" for r in (base, *priced))
+            alike = ", ".join(_percent(r["likeness"]) if "likeness" in r else "-" for r in priced)
             lines.append(
                 f"| {name}, seed {seed} | {VERSIONS[column]} | {found} ({surest['certainty']:.3f})"
                 f" | {_percent(attacked['asr'])}, {_percent(recant['asr'])} [{_percent(low)}, {_percent(high)}]"
@@ -83,6 +88,42 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.legend(frameon=False, fontsize=8, loc="center", bbox_to_anchor=(0.62, 0.33))
         axes.spines[["top", "right"]].set_visible(False)
         figure.savefig(path, metadata={"Date": None})
+
+
+def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw what settings of Recant leave of one backdoor against what they cost, beside fine-tuning and CROW."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    cell = next(c for name, seed, c in cells_of(rows) if (name, seed) == (FRONTIER, 0))
+    before = cell["base"]["perplexity"]
+    mine = [r for r in trials if r["cell"] == FRONTIER]
+    few, many = ([_price(r, r["base"]) for r in mine if bool(r["own"]) == more] for more in (False, True))
+    others = {
+        "fine-tuned": [_price(r, before) for c, r in cell.items() if c.startswith("finetune")],
+        "CROW": [_price(r, before) for c, r in cell.items() if c.startswith("crow")],
+    }
+    with mpl.rc_context({"svg.hashsalt": "detrojan", "font.size": 9}):
+        figure = Figure(figsize=(6, 3.6), layout="constrained")
+        axes = figure.subplots()
+        axes.plot(*zip(*few, strict=True), "o", color="#a6d3b4", label="Recant, 48 samples alone")
+        axes.plot(
+            *zip(*many, strict=True), "o", color="#235c3c", label="Recant, more that the model answered"
+        )
+        for (name, points), colour, mark in zip(others.items(), ("#4c72b0", "#dd8452"), "^D", strict=True):
+            axes.plot(*zip(*points, strict=True), mark, color=colour, label=name)
+        axes.axvline(5, color="#999999", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("perplexity of honest answers above that before the attack, %")
+        axes.set_ylabel("triggered answers with its key words, %")
+        axes.set_xlim(0, 30)
+        axes.set_ylim(-3, 103)
+        axes.legend(frameon=False, fontsize=8)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def _price(row: dict[str, Any], before: float) -> tuple[float, float]:
+    return 100 * (row["perplexity"] / before - 1), 100 * row["asr_keyword"]
 
 
 def _percent(rate: float) -> str:
