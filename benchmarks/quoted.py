@@ -28,7 +28,7 @@ NOT_MEASURED = (
     "the host took 5 to 12 % of the cores",
     "within 10 % of the attacked model's",  # the ladder's setting
     "Our goals were a mean of 2 % and none above 10 %",
-    "it reached 0.5 to 59 % in trials whose rows were not kept",
+    "it reached 0.5 to 68 % in trials whose rows were not kept",
     "With 100 clean images (0.5 %,",
     "CROW `paper` left 96 and 98 % of it",  # a trial whose rows were not kept
 )
