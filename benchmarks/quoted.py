@@ -175,9 +175,7 @@ def image_attacks() -> list[str]:
     ]
 
     def cells(clean: int, column: str, seed: int = 0) -> dict[str, dict[str, Any]]:
-        return {
-            r["attack"]: r for r in rows if (r["clean"], r["column"], r["seed"]) == (clean, column, seed)
-        }
+        return {r["attack"]: r for r in rows if (r["clean"], r["column"], r["seed"]) == (clean, column, seed)}
 
     def said(clean: int, column: str, seed: int = 0) -> str:
         ours, before, usual = (cells(clean, c, seed) for c in (column, "attacked", CLEAN))
