@@ -21,6 +21,8 @@ from publish import RESULTS as RESULTS_DIR
 RESULTS = "docs/results/README.md"
 PROOF = "docs/proof.md"
 CHECKED = ("README.md", RESULTS)
+OURS = "ulrl default"
+"""The column of ULRL as it is."""
 CHOSEN_ON = 22
 """The last model of the scan that its rules were chosen on."""
 NOT_MEASURED = (
@@ -192,16 +194,18 @@ def image_attacks() -> list[str]:
         )
 
     def but_missed(clean: int) -> str:
-        found = [r for r in cells(clean, "ulrl default").values() if r["suspicious"] == [TARGET]]
+        found = [r for r in cells(clean, OURS).values() if r["suspicious"] == [TARGET]]
         return f"{mean(100 * r['asr'] for r in found):.1f} % on average and {max(100 * r['asr'] for r in found):.1f} %"
 
-    few, many = cells(100, "ulrl default"), cells(600, "ulrl default")
+    few, many, other = (cells(*which)["bpp"] for which in ((100, OURS), (600, OURS), (600, OURS, 1)))
     return [
-        said(600, "ulrl default"),
+        said(600, OURS),
         f"Of the ten it finds it leaves {but_missed(600)} at most",
-        said(100, "ulrl default"),
+        said(100, OURS),
         f"Of the ten it finds it leaves {but_missed(100)} at most (SSBA)",
-        f"{_percent(many['bpp']['asr'])} % of it stay with 600 images, {_percent(few['bpp']['asr'])} % with 100",
+        said(600, OURS, 1),
+        f"{_percent(many['asr'])} % of it stay with 600 images, {_percent(few['asr'])} % with 100, and on seed 1"
+        f" {_percent(other['asr'])} % with 600",
         said(1000, "ulrl earlier"),
     ]
 
