@@ -204,6 +204,7 @@ def image_attacks() -> list[str]:
         said(100, OURS),
         f"Of the ten it finds it leaves {but_missed(100)} at most (SSBA)",
         said(600, OURS, 1),
+        said(100, OURS, 1),
         f"{_percent(many['asr'])} % of it stay with 600 images, {_percent(few['asr'])} % with 100, and on seed 1"
         f" {_percent(other['asr'])} % with 600",
         said(1000, "ulrl earlier"),
