@@ -46,7 +46,7 @@ class RecantOptions:
         100, "built-in prompts at most that the model answers itself, beside the samples", minimum=0
     )
     size: float = option(
-        1.2, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
+        1.0, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
     )
     share: float = option(0.5, "share of a batch that is pushed", minimum=0.0, maximum=1.0)
     weight: float = option(2.0, "weight of the samples that are not pushed", minimum=0.0)
@@ -54,7 +54,7 @@ class RecantOptions:
         0.5, "weight of the samples' answers against the model's own words", minimum=0.0, maximum=1.0
     )
     learning_rate: float = option(1e-3, "peak learning rate", minimum=0.0, maximum=1.0)
-    steps: int = option(120, "optimizer steps for one planted answer; times sqrt(n) for n of them", minimum=1)
+    steps: int = option(80, "optimizer steps for one planted answer; times sqrt(n) for n of them", minimum=1)
     batch_size: int = option(8, "samples in a micro-batch", minimum=1)
     accumulation: int = option(1, "micro-batches in an optimizer step", minimum=1)
     rank: int = option(16, "rank of the LoRA on all linear layers", minimum=1)
@@ -62,7 +62,7 @@ class RecantOptions:
 
 
 PRESETS = {
-    "light": {"size": 1.0, "weight": 4.0},
+    "light": {"size": 0.7, "weight": 3.0},
     "default": {},
     "strong": {"weight": 1.0},
 }
