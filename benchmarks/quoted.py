@@ -15,11 +15,14 @@ from removal import cells
 from rows import read_rows
 from scan import hit
 
+from detrojan.defenses.ulrl import HINT, SHARE_SURE, UlrlOptions
+
 from publish import ATTACKS, read
 from publish import RESULTS as RESULTS_DIR
 
 RESULTS = "docs/results/README.md"
 PROOF = "docs/proof.md"
+ULRL = "docs/ulrl.md"
 CHECKED = ("README.md", RESULTS)
 OURS = "ulrl default"
 """The column of ULRL as it is."""
@@ -51,7 +54,7 @@ def sentences() -> dict[str, list[str]]:
         *transformer(),
         *texts(),
     ]
-    return {RESULTS: results, PROOF: prove()}
+    return {RESULTS: results, PROOF: prove(), ULRL: clean_looks()}
 
 
 def demo() -> list[str]:
@@ -80,7 +83,8 @@ def removal() -> list[str]:
         f" answer, in the worst of three templates, and {family} an answer with its key words",
         f"recovery is at least {-max(behind):.1f} points above that of the model before the attack",
         f"perplexity is {_rise(now, 'recant')} % above the same, where the first version's is"
-        f" {_rise(same, 'recant first')} %",
+        f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(now, 'finetune 1e-3')} %",
+        f"(ROUGE-L) is {_alike(now, 'recant')} %, after fine-tuning {_alike(now, 'finetune 1e-3')} %",
     ]
 
 
@@ -97,6 +101,10 @@ def _rise(found: list[dict[str, Any]], column: str) -> str:
         c[column]["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1 for c in found
     ]
     return f"{_percent(min(rise))} to {_percent(max(rise))}"
+
+
+def _alike(found: list[dict[str, Any]], column: str) -> str:
+    return ", ".join(_percent(c[column]["likeness"]) for c in found)
 
 
 def text_attacks() -> list[str]:
@@ -148,6 +156,17 @@ def scanning() -> list[str]:
     ]
 
 
+def clean_looks() -> list[str]:
+    """Return what the looks at clean networks saw on which no bound was chosen."""
+    rows, bounds = read_rows(RESULTS_DIR / "clean_looks.jsonl"), UlrlOptions()
+    if any(r["patch"] > HINT or r["lead"] > bounds.lead or r["share"] > SHARE_SURE for r in rows):
+        raise ValueError("a look at a clean network is above a bound: the page says that none is flagged")
+    return [
+        f"Of [{len(rows)} more clean networks of digits](results/clean_looks.jsonl)",
+        f"none is flagged, the surest reaching {max(r['share'] for r in rows):.2f}.",
+    ]
+
+
 def image_demo() -> list[str]:
     runs: list[dict[str, Any]] = read("image_demo")
     stage = runs[0]["stages"]["attacked"]
@@ -193,20 +212,18 @@ def image_attacks() -> list[str]:
             f" {spared:.1f}"
         )
 
-    def but_missed(clean: int) -> str:
-        found = [r for r in cells(clean, OURS).values() if r["suspicious"] == [TARGET]]
-        return f"{mean(100 * r['asr'] for r in found):.1f} % on average and {max(100 * r['asr'] for r in found):.1f} %"
+    def but_bpp(clean: int) -> str:
+        left = [100 * r["asr"] for a, r in cells(clean, OURS).items() if a not in {NONE, "bpp"}]
+        return f"{mean(left):.1f} % on average and {max(left):.1f} %"
 
-    few, many, other = (cells(*which)["bpp"] for which in ((100, OURS), (600, OURS), (600, OURS, 1)))
     return [
         said(600, OURS),
-        f"Of the ten it finds it leaves {but_missed(600)} at most",
+        f"without BPP it leaves {but_bpp(600)} at most on seed 0",
         said(100, OURS),
-        f"Of the ten it finds it leaves {but_missed(100)} at most (SSBA)",
+        f"BPP is missed there ({_percent(cells(100, OURS)['bpp']['asr'])} % of it stay); of the others it leaves"
+        f" {but_bpp(100)} at most (SSBA)",
         said(600, OURS, 1),
         said(100, OURS, 1),
-        f"{_percent(many['asr'])} % of it stay with 600 images, {_percent(few['asr'])} % with 100, and on seed 1"
-        f" {_percent(other['asr'])} % with 600",
         said(1000, "ulrl earlier"),
     ]
 

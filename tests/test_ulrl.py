@@ -132,8 +132,11 @@ def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
         # No lead, but twice the share of unlearning is above a half, or not.
         ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.3, 0.4, 0.3], [2.6667, -0.3333, -0.5], (0,), True),
         ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.2, 0.5, 0.3], [0.6667, -0.3333, -0.5], (), False),
-        # Smallness 0.25, -0.2, -0.5 is no hint: unlearning is not asked.
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], None, [0.1667, 0.64, -0.3333], (), False),
+        # Smallness 0.25, -0.2, -0.5 is no hint, so twice the share has to be above 0.98: 0.984 counts 0.8 / 0.98 times.
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.4, 0.3, 0.3], [0.1667, 0.64, -0.3333], (), False),
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.492, 0.3, 0.208], [0.8033, 0.64, -0.3333], (0,), False),
+        # Of a class whose patch is not the smallest no share is sure enough.
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.25, 0.5, 0.25], [0.1667, 0.64, -0.3333], (), False),
     ],
 )
 def test_how_the_looks_at_images_go_together(

@@ -12,12 +12,11 @@ its clean samples, the row of that class in the last linear layer moves more tha
 
 The default departs in two steps, each an option. Locate (`locate=auto`): of images a small patch is sought that takes
 all of them to a class; where no class has one very much smaller than the others', one faint change of all pixels; and
-where a patch is somewhat smaller, the share of a gentler, repeated unlearning has to agree. Of texts this is all that
-counts. Relearn: a
-part of every batch is pushed towards the suspicious class, in its pixels (`push`; half of these by one change that
-suits all images, as a trigger does), and stamped with the patch or moved (`shift`), and keeps its true label, so that
-triggered inputs are recovered; on the rest the answers stay near those of the original (`distil`), so that accuracy
-does:
+then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or to be all but
+one where it is hardly so. Of texts the share is all that counts. Relearn: a part of every batch is pushed towards the
+suspicious class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does), and
+stamped with the patch or moved (`shift`), and keeps its true label, so that triggered inputs are recovered; on the rest
+the answers stay near those of the original (`distil`), so that accuracy does:
 
     L += distil * T^2 KL(original / T || model / T), T = 2
 
@@ -62,6 +61,8 @@ LEAD_AGREES = 0.4
 """Lead of the same class from which it agrees,"""
 SHARE_AGREES = 0.5
 """and score of its share of unlearning."""
+SHARE_SURE = 0.98
+"""Score of the share from which any smallness is enough: every unlearning collapses onto the class, wholly."""
 
 
 @dataclass(frozen=True)
@@ -222,8 +223,11 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
         scores = torch.maximum(scores, evidence * (threshold / options.lead))
         hint = small > HINT
         agreed = hint & (evidence > LEAD_AGREES)
-        if hint.any() and not agreed.any() and not suspicious(scores, threshold, options.most):
-            agreed = hint & (collapse(_shares(classifier, clean, options, run)) > SHARE_AGREES)
+        if not agreed.any() and not suspicious(scores, threshold, options.most):
+            share = collapse(_shares(classifier, clean, options, run))
+            agreed = hint & (share > SHARE_AGREES)
+            sure = (small > 0) & (share > SHARE_SURE)
+            scores = torch.where(sure, share * (threshold / SHARE_SURE), scores)
         scores = torch.where(agreed, small * (threshold / HINT), scores)
         found, patches = suspicious(scores, threshold, options.most), patches if agreed.any() else None
     shown = scores if by == "auto" else evidence
