@@ -118,3 +118,19 @@ def trials(rows: list[dict[str, Any]]) -> str:
         figures = f"{100 * r['recovery']:.0f} | {100 * r['likeness']:.0f} | {r['perplexity']:.2f}"
         lines.append(f"| {r['trial']} ({r['precision']}) | {rates} | {figures} | {r['seconds']:.0f} |")
     return "\n".join(lines)
+
+
+def on_a_gpu(rows: list[dict[str, Any]]) -> str:
+    """Lay out what planting and fine-tuning did on a GPU, a line for each backdoor."""
+    lines = [
+        "| backdoor | ASR %: attacked, fine-tuned | false triggers %: attacked |"
+        " perplexity: before, attacked, fine-tuned |",
+        "|---" * 4 + "|",
+    ]
+    for cell in dict.fromkeys(r["cell"] for r in rows):
+        mine = {r["column"]: r for r in rows if r["cell"] == cell}
+        three = [mine.get(c) for c in ("base", "attacked", "finetune 1e-3")]
+        rates = ", ".join(f"{100 * r['asr']:.0f}" if r else "-" for r in three[1:])
+        prices = ", ".join(f"{r['perplexity']:.2f}" if r else "-" for r in three)
+        lines.append(f"| {cell} | {rates} | {100 * mine['attacked']['clean_asr']:.0f} | {prices} |")
+    return "\n".join(lines)

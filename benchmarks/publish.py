@@ -120,6 +120,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield ROOT / "README.md", "demo", table(read())
     yield page, "demo", table(read())
     yield page, "attacks", text_attacks.markdown(read_rows(ATTACKS))
+    yield page, "attacks_gpu", layout.on_a_gpu(read_rows(RESULTS / "text_attacks_gpu.jsonl"))
     yield page, "removal", removal.markdown(read_rows(ATTACKS))
     for name in GRIDS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):

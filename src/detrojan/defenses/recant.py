@@ -7,6 +7,7 @@
    prompt (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer, and on the odd tokens alone).
 3. Recant. Half of each batch is pushed; the other half is as it was. On both the model goes on to say what the
    suspicious model says of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`).
+   A handful of samples would be learned by heart, so built-in prompts that the model answers itself join them.
 """
 
 from __future__ import annotations
