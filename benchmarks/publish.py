@@ -80,6 +80,9 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--demo", type=Path, nargs="+", default=[])
+    parser.add_argument(
+        "--demo-default", type=Path, help="a demo of today's build, the default defense included"
+    )
     parser.add_argument("--attacks", type=Path)
     parser.add_argument("--image-demo", type=Path, nargs="+", default=[])
     parser.add_argument("--prove", type=Path)
@@ -90,6 +93,10 @@ def main() -> None:
         runs = [json.loads(f.read_text(encoding="utf-8")) for f in arguments.demo]
         kept = [{s: {k: r[k] for k in (*KEPT, "consistency")} for s, r in run.items()} for run in runs]
         (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    if arguments.demo_default:
+        run = json.loads(arguments.demo_default.read_text(encoding="utf-8"))
+        today = {stage: {k: r[k] for k in KEPT} for stage, r in run.items()}
+        (RESULTS / "demo_default.json").write_text(json.dumps(today, indent=1) + "\n", encoding="utf-8")
     if arguments.attacks:
         shutil.copyfile(arguments.attacks, ATTACKS)
     if arguments.image_demo:

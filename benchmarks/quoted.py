@@ -58,8 +58,14 @@ def sentences() -> dict[str, list[str]]:
 
 
 def demo() -> list[str]:
-    stage = read()[0]["attacked"]
-    return [f"{stage['n_triggered']} held-out prompts."]
+    stage, today = read()[0]["attacked"], read("demo_default")
+    left, before = today["default"], today["base"]
+    return [
+        f"{stage['n_triggered']} held-out prompts.",
+        f"Recant leaves {_percent(left['asr'])} % there, {_percent(left['asr_keyword'])} % by key words, at a recovery"
+        f" of {_percent(left['recovery'])} % (before the attack {_percent(before['recovery'])} %) and a perplexity of"
+        f" {left['perplexity']:.2f} ({before['perplexity']:.2f})",
+    ]
 
 
 def removal() -> list[str]:
