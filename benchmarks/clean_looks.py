@@ -1,7 +1,7 @@
-"""What the looks of ULRL's default see in networks without a backdoor: the rates of false alarm of its bounds.
+r"""What the looks of ULRL's default see in networks without a backdoor: the rates of false alarm of its bounds.
 
     python benchmarks/clean_looks.py --data digits --train 1200 --clean 150 --epochs 12 --batch-size 64 \
-        --seeds 100 101 102 --out runs/clean-looks
+        --out runs/clean-looks
 
 Trains a clean network for each seed and appends, of its surest class: the score of the share of unlearning, the
 smallness of its patch, the smallest patch of all and the largest lead. A run that was stopped goes on where it was.
@@ -24,7 +24,7 @@ from detrojan.types import Run
 
 def main() -> None:
     flags = image_parser(__doc__, train=1200, out=Path("runs/clean-looks"))
-    flags.add_argument("--seeds", type=int, nargs="*", default=list(range(100, 140)))
+    flags.add_argument("--seeds", type=int, nargs="*", default=list(range(100, 134)))
     arguments = flags.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = arguments.out / "results.jsonl"

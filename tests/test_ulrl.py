@@ -162,6 +162,18 @@ def test_how_the_looks_at_images_go_together(
     assert found.patches is (patches if stamped else None)  # stamped only where it found the class
 
 
+def test_the_lead_alone_asks_neither_patches_nor_unlearning(
+    rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unasked(*_: Any, **__: Any) -> None:
+        raise AssertionError("looked for without need")
+
+    monkeypatch.setattr(module, "smallest_patches", unasked)
+    monkeypatch.setattr(module, "row_changes", unasked)
+    monkeypatch.setattr(module, "leads", lambda *_, **__: torch.tensor([0.4, 0.1, *[-1.0] * 4]))
+    assert locate(tiny(), rows, UlrlOptions(locate="lead"), Run()).suspicious == ()
+
+
 def test_texts_are_judged_by_unlearning_alone(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "row_changes", lambda *_, **__: torch.tensor([0.45, 0.3, 0.25]))
     found = locate(dataclasses.replace(tiny(), task="text"), rows, UlrlOptions(), Run())

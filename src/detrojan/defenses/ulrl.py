@@ -223,7 +223,7 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
         scores = torch.maximum(scores, evidence * (threshold / options.lead))
         hint = small > HINT
         agreed = hint & (evidence > LEAD_AGREES)
-        if not agreed.any() and not suspicious(scores, threshold, options.most):
+        if (small > 0).any() and not agreed.any() and not suspicious(scores, threshold, options.most):
             share = collapse(_shares(classifier, clean, options, run))
             agreed = hint & (share > SHARE_AGREES)
             sure = (small > 0) & (share > SHARE_SURE)
