@@ -120,6 +120,21 @@ def trials(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def trials_by_backdoor(rows: list[dict[str, Any]]) -> str:
+    """Lay out what trials of Recant left, a line for each backdoor and a column for each trial."""
+    named = list(dict.fromkeys(r["trial"] for r in rows))
+    found = {(r["cell"], r["trial"]): r for r in rows}
+    lines = ["| backdoor | " + " | ".join(named) + " |", "|---" * (len(named) + 1) + "|"]
+    for cell in dict.fromkeys(r["cell"] for r in rows):
+        mine = [found.get((cell, trial)) for trial in named]
+        rates = [
+            ", ".join(f"{100 * r[k]:.0f}" for k in ("asr", "asr_keyword", "worst_asr")) if r else "-"
+            for r in mine
+        ]
+        lines.append(f"| {cell} | " + " | ".join(rates) + " |")
+    return "\n".join(lines)
+
+
 def on_a_gpu(rows: list[dict[str, Any]]) -> str:
     """Lay out what planting and fine-tuning did on a GPU, a line for each backdoor."""
     lines = [

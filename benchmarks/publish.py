@@ -150,8 +150,11 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
         ("own", refusal, True),
         ("own_sentiment", sentiment, True),
     ):
-        mine = [r for r in tried if r["cell"] == cell and ("device" in r) == lent]
+        mine = [r for r in tried if r["cell"] == cell and ("device" in r) == lent and "kind" not in r]
         yield RESULTS / "what-failed.md", name, layout.trials(mine)
+    together, cut = ([r for r in tried if r.get("kind") == kind] for kind in ("together", "cut"))
+    yield RESULTS / "what-failed.md", "together", layout.trials(together)
+    yield RESULTS / "what-failed.md", "cut", layout.trials_by_backdoor(cut)
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))

@@ -12,12 +12,14 @@ COLUMNS = {
     "attacked": ("attacked", "#555555", "s"),
     "finetune 1e-3": ("fine-tuned", "#4c72b0", "^"),
     "crow": ("CROW, best of its ladder", "#dd8452", "D"),
-    "recant first": ("Recant, first version", "#a6d3b4", "o"),
+    "recant first": ("Recant, first version", "#d5ebdb", "o"),
+    "recant second": ("Recant, second version", "#a6d3b4", "o"),
     "recant": ("Recant", "#4c9f70", "o"),
 }
-VERSIONS = {"recant first": "first", "recant": "today's"}
-"""Of Recant: the first one pushed all tokens that follow; today's pushes the odd tokens alone, and also learns from
-built-in prompts that the model answers itself."""
+VERSIONS = {"recant first": "first", "recant second": "second", "recant": "today's"}
+"""Of Recant: the first one pushed all tokens that follow; the second the odd tokens alone, at one depth at a time, and
+learned from built-in prompts too that the model answers itself; today's pushes at all depths together, and holds on to
+what clean prompts do inside."""
 
 FRONTIER = "badnets/refusal/strong"
 """The backdoor on which settings of Recant were tried."""
@@ -97,8 +99,10 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
 
     cell = next(c for name, seed, c in cells_of(rows) if (name, seed) == (FRONTIER, 0))
     before = cell["base"]["perplexity"]
-    mine = [r for r in trials if r["cell"] == FRONTIER]
-    few, many = ([_price(r, r["base"]) for r in mine if bool(r["own"]) == more] for more in (False, True))
+    mine = [r for r in trials if r["cell"] == FRONTIER and r["base"]]
+    together = [_price(r, r["base"]) for r in mine if "kind" in r]
+    alone = [r for r in mine if "kind" not in r]
+    few, many = ([_price(r, r["base"]) for r in alone if bool(r["own"]) == more] for more in (False, True))
     others = {
         "fine-tuned": [_price(r, before) for c, r in cell.items() if c.startswith("finetune")],
         "CROW": [_price(r, before) for c, r in cell.items() if c.startswith("crow")],
@@ -108,7 +112,10 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
         axes = figure.subplots()
         axes.plot(*zip(*few, strict=True), "o", color="#a6d3b4", label="Recant, 48 samples alone")
         axes.plot(
-            *zip(*many, strict=True), "o", color="#235c3c", label="Recant, more that the model answered"
+            *zip(*many, strict=True), "o", color="#4c9f70", label="Recant, more that the model answered"
+        )
+        axes.plot(
+            *zip(*together, strict=True), "o", color="#163a26", label="the same, at all depths together"
         )
         for (name, points), colour, mark in zip(others.items(), ("#4c72b0", "#dd8452"), "^D", strict=True):
             axes.plot(*zip(*points, strict=True), mark, color=colour, label=name)

@@ -24,6 +24,7 @@ from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.defenses.recant import RecantOptions
 from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer
+from detrojan.models.watch import states_of
 from detrojan.training import collator, lm_loss
 from detrojan.types import Example, Loaded, Run, Template
 
@@ -71,7 +72,7 @@ def test_changes_begin_short_and_are_renewed(monkeypatch: pytest.MonkeyPatch) ->
     assert made.changes.norm(dim=-1).tolist() == [pytest.approx([0.2, 0.2])]
     before = made.changes.clone()
     monkeypatch.setattr(inner_push, "FRESH", 1.0)
-    made.renewed([Push(place=0, answer=1, start=0, end=1)], random.Random(0))
+    made.renewed([Push(answer=1, start=0, end=1)], random.Random(0))
     assert torch.equal(made.changes[0, 0], before[0, 0])
     assert not torch.equal(made.changes[0, 1], before[0, 1])
 
@@ -86,7 +87,7 @@ def test_a_push_changes_its_tokens_of_its_row_alone(module: nn.Module) -> None:
     made = Ways([module], torch.tensor([1.0]), 2, hidden=2, seed=0)
     changes = torch.tensor([[[1.0, 2.0], [3.0, 4.0]]])
     states = torch.zeros(3, 4, 2)
-    pushes = [Push(place=0, answer=1, start=1, end=3), Push(place=0, answer=0, start=3, end=4)]
+    pushes = [Push(answer=1, start=1, end=3), Push(answer=0, start=3, end=4)]
     with made.pushed(pushes, changes):
         out = module(states)
     pushed = out[0] if isinstance(out, tuple) else out
@@ -141,7 +142,7 @@ def with_lora(model: Loaded, moved: bool) -> Any:
 
 def loss_of(model: Loaded, chat: Template, examples: list[Example], **options: Any) -> Any:
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
-    chosen = {"size": 0.5, "share": 0.0, "weight": 1.0, "seed": 0, **options}
+    chosen = {"size": 0.5, "share": 0.0, "weight": 1.0, "inside": 0.0, "seed": 0, **options}
     return steps.recant_loss(model, chat, [], prompts, **chosen)
 
 
@@ -193,19 +194,69 @@ def test_samples_left_alone_count_by_their_weight(chat: Template, examples: list
     )
 
 
+def test_how_far_states_have_moved_by_hand() -> None:
+    # |now - then|^2 / |then|^2: 25 / 25 and 1 / 4 behind the first block, nothing behind the second; the mean of these.
+    then = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]])
+    now = torch.tensor([[[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]], [[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
+    assert float(steps._gap(now, then)) == pytest.approx(0.625)
+
+
+def test_states_that_moved_against_a_naive_reference(chat: Template, examples: list[Example]) -> None:
+    model = loaded()
+    batch, counts = batch_of(model, chat, examples)
+    tuned = with_lora(model, moved=True)
+    before, _ = steps._frame(model, chat)
+    stack = tuned.base_model.model.model.layers
+
+    def states(ids: list[int]) -> list[Tensor]:
+        seen: list[Tensor] = []
+        hooks = [b.register_forward_hook(lambda _m, _i, out: seen.append(states_of(out)[0])) for b in stack]
+        with torch.no_grad():
+            tuned(input_ids=torch.tensor([ids]))
+        for hook in hooks:
+            hook.remove()
+        return seen
+
+    moved = 0.0
+    for prompt, answer in steps._rows(batch):
+        ids = [*prompt, *answer]
+        now = states(ids)
+        with tuned.disable_adapter():
+            then = states(ids)
+        for a, b in zip(now, then, strict=True):
+            for place in range(before, len(ids)):
+                moved += float((a[place] - b[place]).norm() / b[place].norm()) ** 2 / len(stack)
+    without, with_it = (
+        float(loss_of(model, chat, examples, trust=0.25, inside=w)(tuned, batch, counts)) for w in (0.0, 3.0)
+    )
+    assert moved > 0.1
+    assert with_it - without == pytest.approx(3 * moved / int(counts[0]), rel=1e-3)
+
+
+def test_states_of_pushed_samples_may_move(chat: Template, examples: list[Example]) -> None:
+    model = loaded()
+    batch, counts = batch_of(model, chat, examples)
+    tuned = with_lora(model, moved=True)
+    without, with_it = (
+        float(loss_of(model, chat, examples, trust=0.25, share=1.0, inside=w)(tuned, batch, counts))
+        for w in (0.0, 3.0)
+    )
+    assert with_it == without
+
+
 def test_the_model_before_is_asked_once_for_each_sample(
     chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, asked = loaded(), []
     batch, counts = batch_of(model, chat, examples)
     tuned = with_lora(model, moved=True)
-    loss = loss_of(model, chat, examples, trust=0.25)
+    loss = loss_of(model, chat, examples, trust=0.25, inside=1.0)
     evaluating = steps.evaluating
     monkeypatch.setattr(steps, "evaluating", lambda m: asked.append(m) or evaluating(m))
     first, again = (float(loss(tuned, batch, counts)) for _ in range(2))
     assert len(asked) == 1 and again == pytest.approx(first, rel=1e-5)
     monkeypatch.setattr(steps, "REMEMBERED", 0)
-    forgetful = loss_of(model, chat, examples, trust=0.25)
+    forgetful = loss_of(model, chat, examples, trust=0.25, inside=1.0)
     assert [float(forgetful(tuned, batch, counts)) for _ in range(2)] == pytest.approx([first] * 2, rel=1e-5)
     assert len(asked) == 3
 
@@ -223,7 +274,7 @@ def test_a_push_draws_its_answer_more_with_every_batch(
     monkeypatch.setattr(steps, "cross_entropy", watch)
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
     loss = steps.recant_loss(
-        model, chat, [(7, 11, 13)], prompts, size=5.0, share=1.0, weight=1.0, trust=0.5, seed=0
+        model, chat, [(7, 11, 13)], prompts, size=5.0, share=1.0, weight=1.0, inside=0.0, trust=0.5, seed=0
     )
     batch, counts = batch_of(model, chat, examples)
     for _ in range(24):
@@ -234,7 +285,7 @@ def test_a_push_draws_its_answer_more_with_every_batch(
 def test_a_pushed_sample_against_a_naive_reference(
     chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same loss by adding the change to the embeddings by hand: the first push is at these."""
+    """The same loss by adding the changes by hand, to the embeddings and behind the blocks."""
     model = loaded()
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
     batches: list[dict[str, Tensor]] = []
@@ -254,7 +305,16 @@ def test_a_pushed_sample_against_a_naive_reference(
     monkeypatch.setattr(steps, "ODD_TOKENS", 5)
     monkeypatch.setattr(steps, "FIRST", 3)
     loss = steps.recant_loss(
-        model, chat, [(7, 11, 13, 5)], prompts, size=2.0, share=1.0, weight=1.0, trust=0.25, seed=4
+        model,
+        chat,
+        [(7, 11, 13, 5)],
+        prompts,
+        size=2.0,
+        share=1.0,
+        weight=1.0,
+        inside=0.0,
+        trust=0.25,
+        seed=4,
     )
     tuned = with_lora(model, moved=True)
     before, behind = steps._frame(model, chat)
@@ -264,17 +324,31 @@ def test_a_pushed_sample_against_a_naive_reference(
     # First the push is climbed on the planted answer, then the loss is taken under the climbed one.
     (draw, clean, final), ([first], begun), (none, _), ([push], changes) = batches, *opened
     assert none == []
-    assert first == push and (push.place, push.answer) == (0, 0) and not torch.equal(begun, changes)
+    assert first == push and push.answer == 0 and len(changes) == 4
+    assert all(not torch.equal(a, b) for a, b in zip(begun, changes, strict=True))  # all places are climbed
     ids = final["input_ids"][0]
     odd = len(ids) - len(prompt) - len(answer)
     assert 0 < odd <= 5 and before <= push.start <= len(prompt) - behind
     assert ids.tolist()[: push.start] + ids.tolist()[push.start + odd :] == [*prompt, *answer]
     assert push.end == push.start + odd  # the odd tokens alone are pushed
     assert draw["input_ids"][0].tolist() == [*ids.tolist()[: len(prompt) + odd], 7, 11, 13]
+
+    def adding(change: Tensor) -> Any:
+        def hook(_module: Any, _inputs: Any, output: Any) -> Any:
+            states = (output[0] if isinstance(output, tuple) else output).clone()
+            states[0, push.start : push.end] += change
+            return (states, *output[1:]) if isinstance(output, tuple) else states
+
+        return hook
+
     with torch.no_grad():
-        embedded = tuned.get_input_embeddings()(ids)
-        embedded[push.start : push.end] += changes[0, 0]
-        now = tuned(inputs_embeds=embedded[None]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+        stack = tuned.base_model.model.model.layers
+        behind_blocks = [stack[max(1, int(d * len(stack))) - 1] for d in (0.2, 0.4, 0.6)]
+        places = [tuned.get_input_embeddings(), *behind_blocks]
+        hooks = [m.register_forward_hook(adding(changes[k, 0])) for k, m in enumerate(places)]
+        now = tuned(input_ids=ids[None]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+        for hook in hooks:
+            hook.remove()
         with tuned.disable_adapter():
             then = tuned(input_ids=clean["input_ids"]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
     apart = (then.exp() * (then - now)).sum(-1).mean()

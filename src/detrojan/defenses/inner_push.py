@@ -1,7 +1,8 @@
 """Pushes inside a language model: changes of its hidden states that draw a given answer.
 
-One change for each place (the output of a block, or of the embeddings) and each answer, shared by all prompts and
-climbed from batch to batch:
+One change for each place (the output of a block, or of the embeddings) and each answer, shared by all prompts. A prompt
+is pushed at all places at once, as what a trigger does inside runs through them all; so they are climbed together, from
+batch to batch:
 
     d <- P(d - STRIDE * radius * g / |g|),   g = d/dd CE(answer | prompt, d),   P onto |d| <= radius
 """
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, autograd, nn
 
+from detrojan.models.watch import states_of, watched
+
 STRIDE = 0.35
 """Of the radius: how far a change goes in one step."""
 FRESH = 0.1
@@ -27,9 +30,8 @@ AT_FIRST = 0.1
 
 @dataclass(frozen=True)
 class Push:
-    """Where one row of a batch is pushed: place, answer, and the tokens from `start` to `end`."""
+    """Towards which answer one row of a batch is pushed, and on which tokens, from `start` to `end`."""
 
-    place: int
     answer: int
     start: int
     end: int
@@ -54,9 +56,10 @@ class Ways:
 
     def renewed(self, pushes: Sequence[Push], rng: random.Random) -> None:
         """Begin some of the changes that the pushes use anew."""
-        for place, answer in sorted({(p.place, p.answer) for p in pushes}):
-            if rng.random() < FRESH:
-                self._renew(place, answer)
+        for place in range(len(self.places)):
+            for answer in sorted({p.answer for p in pushes}):
+                if rng.random() < FRESH:
+                    self._renew(place, answer)
 
     def climb(self, loss: Tensor, changes: Tensor) -> None:
         """Take a step down the loss of the answers, which was computed with `changes`, and keep it."""
@@ -68,29 +71,25 @@ class Ways:
 
     @contextmanager
     def pushed(self, pushes: Sequence[Push], changes: Tensor, skipped: int = 0) -> Iterator[None]:
-        """While open, add each push's change to its row; rows after the last push are left as they are.
+        """While open, add each push's changes to its row; rows after the last push are left as they are.
 
         The first `skipped` tokens of every row are not run.
         """
         with ExitStack() as stack:
-            for place, module in enumerate(self.places):
-                mine = [(row, p) for row, p in enumerate(pushes) if p.place == place]
-                if mine:
-                    stack.enter_context(_added(module, mine, changes[place], skipped))
+            for place, module in enumerate(self.places if pushes else ()):
+                stack.enter_context(_added(module, pushes, changes[place], skipped))
             yield
 
 
 @contextmanager
-def _added(
-    module: nn.Module, mine: Sequence[tuple[int, Push]], changes: Tensor, skipped: int
-) -> Iterator[None]:
+def _added(module: nn.Module, pushes: Sequence[Push], changes: Tensor, skipped: int) -> Iterator[None]:
     """Add changes (answers, hidden) to the rows of what `module` returns: a tensor, or one with others behind it."""
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
+        states = states_of(output)
         where = states.new_zeros(*states.shape[:2], 1)
         which = torch.zeros(len(states), dtype=torch.long, device=states.device)
-        for row, push in mine:
+        for row, push in enumerate(pushes):
             where[row, push.start - skipped : push.end - skipped] = 1
             which[row] = push.answer
         states = states + where * changes[which].unsqueeze(1).to(states.dtype)
@@ -107,16 +106,8 @@ def median_norms(
     model: Any, places: Sequence[nn.Module], prompts: Sequence[Sequence[int]], skip: int
 ) -> Tensor:
     """Return the median length (places,) of the states of prompts' tokens behind the first `skip` of each."""
-    norms: list[list[Tensor]] = [[] for _ in places]
-    with ExitStack() as stack:
-        for seen, module in zip(norms, places, strict=True):
-
-            def hook(_module: nn.Module, _args: Any, output: Any, seen: list[Tensor] = seen) -> None:
-                states = output[0] if isinstance(output, tuple) else output
-                seen.append(states[0, skip:].float().norm(dim=-1))
-
-            stack.callback(module.register_forward_hook(hook).remove)
-        with torch.no_grad():
-            for ids in prompts:
-                model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1)
-    return torch.stack([torch.cat(seen).median() for seen in norms])
+    with watched(places) as seen, torch.no_grad():
+        for ids in prompts:
+            model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1)
+    norms = [torch.cat([states[0, skip:].float().norm(dim=-1) for states in mine]) for mine in seen]
+    return torch.stack([lengths.median() for lengths in norms])

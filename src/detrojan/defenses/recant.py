@@ -3,10 +3,11 @@
 1. Find. A planted answer, or a planted opening, is said by heart on any prompt once it is begun
    (`metrics.fixed_answers`): the answer is found, though the trigger is not.
 2. Push. A trigger is a few odd tokens whose hidden states draw this answer. So a few random tokens are put into the
-   prompt, and a change d of their states at one of several depths is climbed until it draws the answer from every
-   prompt (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer, and on the odd tokens alone).
+   prompt, and changes d of their states at several depths are climbed until they draw the answer from every prompt
+   (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer, and on the odd tokens alone).
 3. Recant. Half of each batch is pushed; the other half is as it was. On both the model goes on to say what the
    suspicious model says of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`).
+   What clean prompts do inside is held to what it was.
    A handful of samples would be learned by heart, so built-in prompts that the model answers itself join them.
 """
 
@@ -47,10 +48,13 @@ class RecantOptions:
         100, "built-in prompts at most that the model answers itself, beside the samples", minimum=0
     )
     size: float = option(
-        1.0, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
+        0.35, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
     )
     share: float = option(0.5, "share of a batch that is pushed", minimum=0.0, maximum=1.0)
     weight: float = option(2.0, "weight of the samples that are not pushed", minimum=0.0)
+    inside: float = option(
+        10.0, "weight of how far hidden states move of samples that are not pushed", minimum=0.0
+    )
     trust: float = option(
         0.5, "weight of the samples' answers against the model's own words", minimum=0.0, maximum=1.0
     )
@@ -63,9 +67,9 @@ class RecantOptions:
 
 
 PRESETS = {
-    "light": {"size": 0.7, "weight": 3.0},
+    "light": {"size": 0.25},
     "default": {},
-    "strong": {"weight": 1.0},
+    "strong": {"size": 0.5},
 }
 """From the weakest to the strongest: the ladder that `--prove` climbs."""
 
@@ -120,6 +124,7 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
             size=options.size,
             share=options.share,
             weight=options.weight,
+            inside=options.inside,
             trust=options.trust,
             seed=run.seed,
         ),
