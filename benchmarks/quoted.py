@@ -17,7 +17,7 @@ from scan import hit
 
 from detrojan.defenses.ulrl import HINT, SHARE_SURE, UlrlOptions
 
-from publish import ATTACKS, read
+from publish import ATTACKS, USUAL, read
 from publish import RESULTS as RESULTS_DIR
 
 RESULTS = "docs/results/README.md"
@@ -197,9 +197,8 @@ def prove() -> list[str]:
 
 def image_attacks() -> list[str]:
     """Return what ULRL left of the image attacks of a seed with each number of clean images, the small ResNet."""
-    rows = [
-        r for r in read_rows(RESULTS_DIR / "image_attacks.jsonl") if r["architecture"] == "preact-resnet8"
-    ]
+    every = read_rows(RESULTS_DIR / "image_attacks.jsonl")
+    rows = [r for r in every if (r["architecture"], r["training"]) == USUAL[:2]]
 
     def cells(clean: int, column: str, seed: int = 0) -> dict[str, dict[str, Any]]:
         return {r["attack"]: r for r in rows if (r["clean"], r["column"], r["seed"]) == (clean, column, seed)}
