@@ -10,13 +10,15 @@ its clean samples, the row of that class in the last linear layer moves more tha
 3. forget:   suspicious rows of the original are drawn anew, uniform in +-sqrt(2 / fan_in), bias 0
 4. relearn:  L = CE + alpha * sum over suspicious rows of cos(w, w_original)
 
-The default departs in two steps, each an option. Locate (`locate=auto`): of images a small patch is sought that takes
-all of them to a class; where no class has one very much smaller than the others', one faint change of all pixels; and
-then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or to be all but
-one where it is hardly so. Of texts the share is all that counts. Relearn: a part of every batch is pushed towards the
-suspicious class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does), and
-stamped with the patch or moved (`shift`), and keeps its true label, so that triggered inputs are recovered; on the rest
-the answers stay near those of the original (`distil`), so that accuracy does:
+The default departs in three steps, each an option. Locate (`locate=auto`): of images a small patch is sought that
+takes all of them to a class; where no class has one very much smaller than the others', one faint change of all
+pixels; and then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or
+to be all but one where it is hardly so. Of texts the share is all that counts. Forget: a class that a smaller patch
+hints at, and that no other look confirms, is not suspicious, but drawn anew all the same (`treat`). Relearn: a part
+of every batch is pushed towards the suspicious class, in its pixels (`push`; half of these by one change that suits
+all images, as a trigger does), and stamped with the patch or moved (`shift`), and keeps its true label, so that
+triggered inputs are recovered; on the rest the answers stay near those of the original (`distil`), so that accuracy
+does:
 
     L += distil * T^2 KL(original / T || model / T), T = 2
 
@@ -90,6 +92,12 @@ class UlrlOptions:
         minimum=0.01,
     )
     most: int = option(2, "suspicious rows at most", minimum=0)
+    treat: str = option(
+        "hinted",
+        "which rows are drawn anew and relearned against: suspicious ones alone or, where none is, also one whose"
+        " small patch is a mere hint",
+        choices=("suspicious", "hinted"),
+    )
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
     push: float = option(
         0.15,
@@ -124,6 +132,7 @@ PAPER: dict[str, Any] = {
     "unlearn_batch": 128,
     "repeats": 1,
     "threshold": 3.5,
+    "treat": "suspicious",
     "push": 0.0,
     "shift": 0.0,
     "distil": 0.0,
@@ -146,12 +155,13 @@ PRESETS: dict[str, dict[str, Any]] = {
 def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Classifier:
     """Unlearn clean samples to find the backdoored class, draw its row anew, and relearn (ULRL)."""
     found = locate(classifier, clean, options, run)
-    rows = list(found.suspicious)
+    rows = list(found.suspicious or (found.hinted if options.treat == "hinted" else ()))
     for what, data in (
         ("measure", found.measure),
         ("evidence", found.evidence.tolist()),
         ("scores", found.scores.tolist()),
-        ("suspicious", rows),
+        ("suspicious", list(found.suspicious)),
+        ("treated", rows),
         ("threshold", options.threshold),
         ("classes", list(classifier.names)),
     ):
@@ -197,7 +207,9 @@ class Finding:
     """What the threshold is held against, (classes,)."""
     suspicious: tuple[int, ...]
     patches: Patches | None = None
-    """Where they found the class: what takes images to it."""
+    """Where they found the class, or hint at it: what takes images to it."""
+    hinted: tuple[int, ...] = ()
+    """Where none is suspicious: the class whose patch is small enough to be a hint."""
 
 
 def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Finding:
@@ -229,9 +241,12 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
             sure = (small > 0) & (share > SHARE_SURE)
             scores = torch.where(sure, share * (threshold / SHARE_SURE), scores)
         scores = torch.where(agreed, small * (threshold / HINT), scores)
-        found, patches = suspicious(scores, threshold, options.most), patches if agreed.any() else None
+        found = suspicious(scores, threshold, options.most)
+        if found and not agreed.any():
+            patches = None
+    hinted = () if found or small.max() <= HINT else (int(small.argmax()),)
     shown = scores if by == "auto" else evidence
-    return Finding(MEASURES[by], shown, scores, found, patches if found else None)
+    return Finding(MEASURES[by], shown, scores, found, patches if found or hinted else None, hinted)
 
 
 def _shares(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Tensor:
