@@ -189,7 +189,7 @@ def report(
         "n_triggered": result.n_triggered,
         "seconds": round(seconds, 1),
         "suspicious": notes.get("suspicious"),
-        "treated": notes.get("treated"),
+        "hinted": notes.get("hinted"),
         "scores": [round(min(s, 1e6), 2) for s in notes.get("scores", [])],
         "versions": manifest.versions()["torch"],
         "threads": torch.get_num_threads(),

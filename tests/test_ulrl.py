@@ -30,6 +30,7 @@ from detrojan.fitting import classification_loss
 from detrojan.metrics.inversion import Patches
 from detrojan.metrics.margin import frozen, margins
 from detrojan.metrics.unlearning import head_of, row_changes, unlearn, z_scores
+from detrojan.models.classifier import logits
 from detrojan.registry import find
 from detrojan.types import Classifier, Rows, Run
 
@@ -167,20 +168,26 @@ def test_how_the_looks_at_images_go_together(
 
 
 @pytest.mark.parametrize(("treat", "expected"), [("hinted", [1]), ("suspicious", [])])
-def test_a_mere_hint_is_relearned_against_but_not_called_suspicious(
+def test_a_mere_hint_is_stamped_and_no_row_drawn_anew(
     treat: str, expected: list[int], rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    nothing = torch.zeros(CLASSES)
-    patches = Patches(torch.ones(CLASSES), torch.zeros(CLASSES, 1, 2, 4), torch.zeros(CLASSES, 1, 2, 4))
-    hint = Finding("", nothing, nothing, (), patches, hinted=(1,))
+    zeros, ones = torch.zeros(CLASSES, 1, 2, 4), torch.ones(CLASSES, 1, 2, 4)
+    hint = Finding("", NONE, NONE, (), Patches(torch.ones(CLASSES), ones, zeros), hinted=(1,))
     monkeypatch.setattr(module, "locate", lambda *_: hint)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        module, "logits", lambda made, inputs: seen.append(inputs["pixel_values"]) or logits(made, inputs)
+    )
     notes: dict[str, Any] = {}
     model = tiny()
     before = model.model.head.weight.detach().clone()
     ulrl(model, rows, UlrlOptions(treat=treat, learning_rate=0.0), Run(note=notes.__setitem__))
-    assert (notes["suspicious"], notes["treated"]) == ([], expected)
-    changed = (model.model.head.weight != before).any(dim=1).nonzero().flatten().tolist()
-    assert changed == expected
+    assert (notes["suspicious"], notes["hinted"]) == ([], expected)
+    assert torch.equal(model.model.head.weight, before)
+    stamped = [
+        int((batch == 0).flatten(1).all(dim=1).sum()) for batch in seen
+    ]  # the whole image is the patch
+    assert set(stamped[:1]) == ({8} if expected else {0})  # a quarter of 32
 
 
 def test_the_lead_alone_asks_neither_patches_nor_unlearning(

@@ -10,15 +10,14 @@ its clean samples, the row of that class in the last linear layer moves more tha
 3. forget:   suspicious rows of the original are drawn anew, uniform in +-sqrt(2 / fan_in), bias 0
 4. relearn:  L = CE + alpha * sum over suspicious rows of cos(w, w_original)
 
-The default departs in three steps, each an option. Locate (`locate=auto`): of images a small patch is sought that
-takes all of them to a class; where no class has one very much smaller than the others', one faint change of all
-pixels; and then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or
-to be all but one where it is hardly so. Of texts the share is all that counts. Forget: a class that a smaller patch
-hints at, and that no other look confirms, is not suspicious, but drawn anew all the same (`treat`). Relearn: a part
-of every batch is pushed towards the suspicious class, in its pixels (`push`; half of these by one change that suits
-all images, as a trigger does), and stamped with the patch or moved (`shift`), and keeps its true label, so that
-triggered inputs are recovered; on the rest the answers stay near those of the original (`distil`), so that accuracy
-does:
+The default departs in two steps, each an option. Locate (`locate=auto`): of images a small patch is sought that takes
+all of them to a class; where no class has one very much smaller than the others', one faint change of all pixels; and
+then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or to be all
+but one where it is hardly so. Of texts the share is all that counts. Relearn: a part of every batch is pushed towards
+the suspicious class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does),
+and stamped with the patch or moved (`shift`), and keeps its true label, so that triggered inputs are recovered; where
+no class is suspicious, but a small patch hints at one, the part is stamped with that patch alone (`treat`). On the
+rest the answers stay near those of the original (`distil`), so that accuracy does:
 
     L += distil * T^2 KL(original / T || model / T), T = 2
 
@@ -94,8 +93,8 @@ class UlrlOptions:
     most: int = option(2, "suspicious rows at most", minimum=0)
     treat: str = option(
         "hinted",
-        "which rows are drawn anew and relearned against: suspicious ones alone or, where none is, also one whose"
-        " small patch is a mere hint",
+        "which classes are relearned against: suspicious ones alone or, where none is, also one that a small patch"
+        " hints at, by stamping that patch alone",
         choices=("suspicious", "hinted"),
     )
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
@@ -155,13 +154,14 @@ PRESETS: dict[str, dict[str, Any]] = {
 def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Classifier:
     """Unlearn clean samples to find the backdoored class, draw its row anew, and relearn (ULRL)."""
     found = locate(classifier, clean, options, run)
-    rows = list(found.suspicious or (found.hinted if options.treat == "hinted" else ()))
+    rows = list(found.suspicious)
+    hinted = list(found.hinted) if options.treat == "hinted" else []
     for what, data in (
         ("measure", found.measure),
         ("evidence", found.evidence.tolist()),
         ("scores", found.scores.tolist()),
-        ("suspicious", list(found.suspicious)),
-        ("treated", rows),
+        ("suspicious", rows),
+        ("hinted", hinted),
         ("threshold", options.threshold),
         ("classes", list(classifier.names)),
     ):
@@ -173,9 +173,9 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
     if options.distil:
         known = torch.cat(list(each_logits(classifier, clean.inputs))).cpu()
         clean = dataclasses.replace(clean, targets=known)
-    common = torch.zeros(len(rows), *(classifier.shape or ()))
+    common = torch.zeros(len(rows or hinted), *(classifier.shape or ()))
     stamp = found.patches.stamp if found.patches else None
-    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common, stamp)
+    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common, stamp, hinted)
     reinitialise(head_of(classifier), rows, run.seed)
     adam = options.adam == "always" or (options.adam == "texts" and classifier.task == "text")
     return fit(
@@ -279,14 +279,22 @@ def suspicious(scores: Tensor, threshold: float, most: int) -> tuple[int, ...]:
 
 
 def relearning_loss(
-    original: Tensor, rows: list[int], options: UlrlOptions, common: Tensor, stamp: Stamp | None = None
+    original: Tensor,
+    rows: list[int],
+    options: UlrlOptions,
+    common: Tensor,
+    stamp: Stamp | None = None,
+    hinted: list[int] | None = None,
 ) -> Loss:
     """Return CE + alpha * sum over rows of cos(w, w_original) + distil * distance; original: (classes, features).
 
     A share of each batch of images is pushed towards the rows first; what is pushed is not distilled. `common`, a
     change for each row (rows, channels, height, width), is climbed in place from batch to batch; `stamp` sets patches.
+    Where there are no rows, the share is stamped with the patches of the `hinted` classes, which costs less accuracy.
     """
-    pushing = bool(rows) and options.pushed > 0 and (options.push > 0 or options.shift > 0)
+    towards = rows or hinted or []
+    push, shift = (options.push, options.shift) if rows else (0.0, 0.0)
+    pushing = bool(towards) and options.pushed > 0 and (push > 0 or shift > 0 or not rows)
 
     def loss(classifier: Classifier, batch: Rows) -> Tensor:
         count = 0
@@ -294,10 +302,10 @@ def relearning_loss(
             batch, count = push_towards(
                 classifier,
                 batch,
-                rows,
+                towards,
                 common,
-                size=options.push,
-                shift=options.shift,
+                size=push,
+                shift=shift,
                 share=options.pushed,
                 stamp=stamp,
             )
