@@ -207,7 +207,7 @@ def image_attacks() -> list[str]:
     def said(clean: int, column: str, seed: int = 0, training: int = USUAL[1]) -> str:
         ours, before, usual = (cells(clean, c, seed, training) for c in (column, "attacked", CLEAN))
         lost = {a: 100 * (before[a]["accuracy"] - r["accuracy"]) for a, r in ours.items()}
-        spared, attacks = lost.pop(NONE), [a for a in ours if a != NONE]
+        spared, attacks = lost.pop(NONE, None), [a for a in ours if a != NONE]
         left, shown = ([100 * part[a]["asr"] for a in attacks] for part in (ours, usual))
         hits = sum(TARGET in ours[a]["suspicious"] for a in attacks)
         wrong = sum(bool(set(ours[a]["suspicious"]) - {TARGET}) for a in attacks)
@@ -216,8 +216,8 @@ def image_attacks() -> list[str]:
             f" leaves {mean(left):.1f} % on average and {max(left):.1f} % at most (a clean model shows"
             f" {mean(shown):.1f} and {max(shown):.1f} %), recovers"
             f" {100 * mean(ours[a]['recovery_accuracy'] for a in attacks):.0f} %, and costs"
-            f" {mean(lost.values()):.1f} points of accuracy ({max(lost.values()):.1f} at most), a clean model"
-            f" {spared:.1f}"
+            f" {mean(lost.values()):.1f} points of accuracy ({max(lost.values()):.1f} at most)"
+            + ("" if spared is None else f", a clean model {spared:.1f}")
         )
 
     def but_bpp(clean: int) -> str:
@@ -232,7 +232,11 @@ def image_attacks() -> list[str]:
         f" {but_bpp(100)} at most (SSBA)",
         said(600, OURS, 1),
         said(100, OURS, 1),
+        said(600, OURS, 2),
+        said(100, OURS, 2),
         said(1000, "ulrl earlier"),
+        said(600, OURS, training=57_000),
+        f"{_percent(cells(600, 'ulrl earlier', training=57_000)['sig']['asr'])} % of SIG were left",
     ]
 
 
