@@ -189,6 +189,7 @@ def report(
         "n_triggered": result.n_triggered,
         "seconds": round(seconds, 1),
         "suspicious": notes.get("suspicious"),
+        "hinted": notes.get("hinted"),
         "scores": [round(min(s, 1e6), 2) for s in notes.get("scores", [])],
         "versions": manifest.versions()["torch"],
         "threads": torch.get_num_threads(),
@@ -230,7 +231,7 @@ def summary(rows: list[dict[str, Any]], name: str) -> str:
             spared = [r for r in cells if r["attack"] == NONE]
             if there:
                 count = f"{len(there)} backdoor{'s' if len(there) > 1 else ''}"
-                label = f"{column}, {which[0]}, {which[2]} clean samples, {count}"
+                label = f"{column}, {which[0]} of {which[1]:,} samples, {which[2]} clean ones, {count}"
                 lines.append(f"| {label} | " + " | ".join(_effect(there, spared, before)) + " |")
     return "\n".join(lines)
 

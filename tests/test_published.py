@@ -94,15 +94,19 @@ def test_summary_of_classifiers_by_hand() -> None:
         row("a", 1, "ulrl", 0.79, 0.05, suspicious=[]),
     ]
     # Seed 0: ASR (2 + 4) / 2 = 3, lost (2 + 0) / 2 = 1; seed 1: 5 and 1. Of three, one found the target alone.
-    label, rest = "ulrl, net, 10 clean samples, 3 backdoors", "50.0 [50.0, 50.0] | 1 of 3 | 1.0 [1.0, 1.0]"
-    expected = f"| {label} | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | {rest} |"
+    label, rest = (
+        "net of 100 samples, 10 clean ones, 3 backdoors",
+        "50.0 [50.0, 50.0] | 1 of 3 | 1.0 [1.0, 1.0]",
+    )
+    expected = f"| ulrl, {label} | 4.0 [3.0, 5.0] | 5.0 | 1.0 [1.0, 1.0] | {rest} |"
     assert summary(rows, "two").splitlines()[2:] == [expected]
 
 
 def test_summary_of_a_model_that_was_never_attacked() -> None:
     rows = [row("a", 0, "attacked", 0.9, 0.9), row("a", 0, "clean model", 0.9, 0.03)]
+    label = "clean model, net of 100 samples, 10 clean ones, 1 backdoor"
     assert summary(rows, "one").splitlines()[2:] == [
-        "| clean model, net, 10 clean samples, 1 backdoor | 3.0 [3.0, 3.0] | 3.0 | - | 50.0 [50.0, 50.0] | - | - |"
+        f"| {label} | 3.0 [3.0, 3.0] | 3.0 | - | 50.0 [50.0, 50.0] | - | - |"
     ]
 
 

@@ -30,6 +30,7 @@ from detrojan.fitting import classification_loss
 from detrojan.metrics.inversion import Patches
 from detrojan.metrics.margin import frozen, margins
 from detrojan.metrics.unlearning import head_of, row_changes, unlearn, z_scores
+from detrojan.models.classifier import logits
 from detrojan.registry import find
 from detrojan.types import Classifier, Rows, Run
 
@@ -121,22 +122,22 @@ def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
 
 
 @pytest.mark.parametrize(
-    ("costs", "lead", "share", "scores", "expected", "stamped"),
+    ("costs", "lead", "share", "scores", "expected", "hinted", "stamped"),
     [
         # Smallness 1.5, -0.6, -0.75, times 0.8 / 1.2; found, so nothing else is looked for.
-        ([0.1, 0.25, 0.4], None, None, [1.0, -0.4, -0.5], (0,), True),
+        ([0.1, 0.25, 0.4], None, None, [1.0, -0.4, -0.5], (0,), (), True),
         # Smallness 1.0, -0.5, -0.75 is a hint; the lead of 0.45 agrees, so 1.0 counts 0.8 / 0.3 times.
-        ([0.1, 0.2, 0.4], [0.45, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), True),
+        ([0.1, 0.2, 0.4], [0.45, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), (), True),
         # The lead names another class by itself, 0.8 / 0.5 times 0.7.
-        ([0.1, 0.2, 0.4], [-1.0, 0.7, -1.0], None, [0.6667, 1.12, -0.5], (1,), False),
+        ([0.1, 0.2, 0.4], [-1.0, 0.7, -1.0], None, [0.6667, 1.12, -0.5], (1,), (), False),
         # No lead, but twice the share of unlearning is above a half, or not.
-        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.3, 0.4, 0.3], [2.6667, -0.3333, -0.5], (0,), True),
-        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.2, 0.5, 0.3], [0.6667, -0.3333, -0.5], (), False),
+        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.3, 0.4, 0.3], [2.6667, -0.3333, -0.5], (0,), (), True),
+        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.2, 0.5, 0.3], [0.6667, -0.3333, -0.5], (), (0,), True),
         # Smallness 0.25, -0.2, -0.5 is no hint, so twice the share has to be above 0.98: 0.984 counts 0.8 / 0.98 times.
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.4, 0.3, 0.3], [0.1667, 0.64, -0.3333], (), False),
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.492, 0.3, 0.208], [0.8033, 0.64, -0.3333], (0,), False),
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.4, 0.3, 0.3], [0.1667, 0.64, -0.3333], (), (), False),
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.492, 0.3, 0.208], [0.8033, 0.64, -0.3333], (0,), (), False),
         # Of a class whose patch is not the smallest no share is sure enough.
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.25, 0.5, 0.25], [0.1667, 0.64, -0.3333], (), False),
+        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.25, 0.5, 0.25], [0.1667, 0.64, -0.3333], (), (), False),
     ],
 )
 def test_how_the_looks_at_images_go_together(
@@ -145,6 +146,7 @@ def test_how_the_looks_at_images_go_together(
     share: list[float] | None,
     scores: list[float],
     expected: tuple[int, ...],
+    hinted: tuple[int, ...],
     stamped: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -159,7 +161,33 @@ def test_how_the_looks_at_images_go_together(
     rows = Rows({"pixel_values": torch.zeros(3, 1, 1, 2)}, torch.arange(3))
     found = locate(wide([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), rows, UlrlOptions(), Run())
     assert found.scores.tolist() == pytest.approx(scores, abs=1e-4) and found.suspicious == expected
-    assert found.patches is (patches if stamped else None)  # stamped only where it found the class
+    assert found.hinted == hinted  # a small patch that no other look confirms
+    assert found.patches is (
+        patches if stamped else None
+    )  # stamped only where it found the class, or hints at it
+
+
+@pytest.mark.parametrize(("treat", "expected"), [("hinted", [1]), ("suspicious", [])])
+def test_a_mere_hint_is_stamped_and_no_row_drawn_anew(
+    treat: str, expected: list[int], rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    zeros, ones = torch.zeros(CLASSES, 1, 2, 4), torch.ones(CLASSES, 1, 2, 4)
+    hint = Finding("", NONE, NONE, (), Patches(torch.ones(CLASSES), ones, zeros), hinted=(1,))
+    monkeypatch.setattr(module, "locate", lambda *_: hint)
+    seen: list[Tensor] = []
+    monkeypatch.setattr(
+        module, "logits", lambda made, inputs: seen.append(inputs["pixel_values"]) or logits(made, inputs)
+    )
+    notes: dict[str, Any] = {}
+    model = tiny()
+    before = model.model.head.weight.detach().clone()
+    ulrl(model, rows, UlrlOptions(treat=treat, learning_rate=0.0), Run(note=notes.__setitem__))
+    assert (notes["suspicious"], notes["hinted"]) == ([], expected)
+    assert torch.equal(model.model.head.weight, before)
+    stamped = [
+        int((batch == 0).flatten(1).all(dim=1).sum()) for batch in seen
+    ]  # the whole image is the patch
+    assert set(stamped[:1]) == ({8} if expected else {0})  # a quarter of 32
 
 
 def test_the_lead_alone_asks_neither_patches_nor_unlearning(

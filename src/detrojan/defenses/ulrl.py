@@ -12,11 +12,12 @@ its clean samples, the row of that class in the last linear layer moves more tha
 
 The default departs in two steps, each an option. Locate (`locate=auto`): of images a small patch is sought that takes
 all of them to a class; where no class has one very much smaller than the others', one faint change of all pixels; and
-then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or to be all but
-one where it is hardly so. Of texts the share is all that counts. Relearn: a part of every batch is pushed towards the
-suspicious class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does), and
-stamped with the patch or moved (`shift`), and keeps its true label, so that triggered inputs are recovered; on the rest
-the answers stay near those of the original (`distil`), so that accuracy does:
+then the share of a gentler, repeated unlearning, which has to agree where a patch is somewhat smaller, or to be all
+but one where it is hardly so. Of texts the share is all that counts. Relearn: a part of every batch is pushed towards
+the suspicious class, in its pixels (`push`; half of these by one change that suits all images, as a trigger does),
+and stamped with the patch or moved (`shift`), and keeps its true label, so that triggered inputs are recovered; where
+no class is suspicious, but a small patch hints at one, the part is stamped with that patch alone (`treat`). On the
+rest the answers stay near those of the original (`distil`), so that accuracy does:
 
     L += distil * T^2 KL(original / T || model / T), T = 2
 
@@ -90,6 +91,12 @@ class UlrlOptions:
         minimum=0.01,
     )
     most: int = option(2, "suspicious rows at most", minimum=0)
+    treat: str = option(
+        "hinted",
+        "which classes are relearned against: suspicious ones alone or, where none is, also one that a small patch"
+        " hints at, by stamping that patch alone",
+        choices=("suspicious", "hinted"),
+    )
     alpha: float = option(0.7, "weight of staying away from the old rows", minimum=0.0, maximum=100.0)
     push: float = option(
         0.15,
@@ -124,6 +131,7 @@ PAPER: dict[str, Any] = {
     "unlearn_batch": 128,
     "repeats": 1,
     "threshold": 3.5,
+    "treat": "suspicious",
     "push": 0.0,
     "shift": 0.0,
     "distil": 0.0,
@@ -147,11 +155,13 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
     """Unlearn clean samples to find the backdoored class, draw its row anew, and relearn (ULRL)."""
     found = locate(classifier, clean, options, run)
     rows = list(found.suspicious)
+    hinted = list(found.hinted) if options.treat == "hinted" else []
     for what, data in (
         ("measure", found.measure),
         ("evidence", found.evidence.tolist()),
         ("scores", found.scores.tolist()),
         ("suspicious", rows),
+        ("hinted", hinted),
         ("threshold", options.threshold),
         ("classes", list(classifier.names)),
     ):
@@ -163,9 +173,9 @@ def ulrl(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) ->
     if options.distil:
         known = torch.cat(list(each_logits(classifier, clean.inputs))).cpu()
         clean = dataclasses.replace(clean, targets=known)
-    common = torch.zeros(len(rows), *(classifier.shape or ()))
+    common = torch.zeros(len(rows or hinted), *(classifier.shape or ()))
     stamp = found.patches.stamp if found.patches else None
-    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common, stamp)
+    loss = relearning_loss(head_of(classifier).weight.detach().clone(), rows, options, common, stamp, hinted)
     reinitialise(head_of(classifier), rows, run.seed)
     adam = options.adam == "always" or (options.adam == "texts" and classifier.task == "text")
     return fit(
@@ -197,7 +207,9 @@ class Finding:
     """What the threshold is held against, (classes,)."""
     suspicious: tuple[int, ...]
     patches: Patches | None = None
-    """Where they found the class: what takes images to it."""
+    """Where they found the class, or hint at it: what takes images to it."""
+    hinted: tuple[int, ...] = ()
+    """Where none is suspicious: the class whose patch is small enough to be a hint."""
 
 
 def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Finding:
@@ -229,9 +241,12 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
             sure = (small > 0) & (share > SHARE_SURE)
             scores = torch.where(sure, share * (threshold / SHARE_SURE), scores)
         scores = torch.where(agreed, small * (threshold / HINT), scores)
-        found, patches = suspicious(scores, threshold, options.most), patches if agreed.any() else None
+        found = suspicious(scores, threshold, options.most)
+        if found and not agreed.any():
+            patches = None
+    hinted = () if found or small.max() <= HINT else (int(small.argmax()),)
     shown = scores if by == "auto" else evidence
-    return Finding(MEASURES[by], shown, scores, found, patches if found else None)
+    return Finding(MEASURES[by], shown, scores, found, patches if found or hinted else None, hinted)
 
 
 def _shares(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) -> Tensor:
@@ -264,14 +279,22 @@ def suspicious(scores: Tensor, threshold: float, most: int) -> tuple[int, ...]:
 
 
 def relearning_loss(
-    original: Tensor, rows: list[int], options: UlrlOptions, common: Tensor, stamp: Stamp | None = None
+    original: Tensor,
+    rows: list[int],
+    options: UlrlOptions,
+    common: Tensor,
+    stamp: Stamp | None = None,
+    hinted: list[int] | None = None,
 ) -> Loss:
     """Return CE + alpha * sum over rows of cos(w, w_original) + distil * distance; original: (classes, features).
 
     A share of each batch of images is pushed towards the rows first; what is pushed is not distilled. `common`, a
     change for each row (rows, channels, height, width), is climbed in place from batch to batch; `stamp` sets patches.
+    Where there are no rows, the share is stamped with the patches of the `hinted` classes, which costs less accuracy.
     """
-    pushing = bool(rows) and options.pushed > 0 and (options.push > 0 or options.shift > 0)
+    towards = rows or hinted or []
+    push, shift = (options.push, options.shift) if rows else (0.0, 0.0)
+    pushing = bool(towards) and options.pushed > 0 and (push > 0 or shift > 0 or not rows)
 
     def loss(classifier: Classifier, batch: Rows) -> Tensor:
         count = 0
@@ -279,10 +302,10 @@ def relearning_loss(
             batch, count = push_towards(
                 classifier,
                 batch,
-                rows,
+                towards,
                 common,
-                size=options.push,
-                shift=options.shift,
+                size=push,
+                shift=shift,
                 share=options.pushed,
                 stamp=stamp,
             )
