@@ -11,7 +11,7 @@ from statistics import mean
 from typing import Any
 
 from classifiers import CLEAN, NONE, PLANTED, TARGET
-from removal import cells
+from removal import VERSIONS, cells
 from rows import read_rows
 from scan import hit
 
@@ -69,15 +69,16 @@ def demo() -> list[str]:
 
 
 def removal() -> list[str]:
-    """Return what each version of Recant left, and of today's what it costs beside the first one."""
+    """Return what each version of Recant left, and what it costs."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
-    first, now = ([c for c in found if column in c] for column in ("recant first", "recant"))
+    first, second, now = ([c for c in found if v in c] for v in VERSIONS)
     drawn, words, of = _left(first, "recant first")
     surest = [c["recant first"]["fixed answers"][0]["certainty"] for c in first]
     lost = [100 * (c["base"]["recovery"] - c["recant first"]["recovery"]) for c in first]
+    again, kin, tried = _left(second, "recant second")
     still, family, asked = _left(now, "recant")
-    behind = [100 * (c["base"]["recovery"] - c["recant"]["recovery"]) for c in now]
-    same = [c for c in now if "recant first" in c]
+    back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
+    same = [c for c in second if "recant first" in c]
     return [
         f"{drawn} of {of} triggered prompts draw the planted answer, in the worst of three templates, and {words} an"
         " answer with its key words",
@@ -85,11 +86,14 @@ def removal() -> list[str]:
         f"recovery is at most {max(lost):.1f} points below that of the model before the attack",
         f"perplexity is {_rise(first, 'recant first')} % above the lower of the attacked model's and the model's before"
         " the attack",
-        f"On the {NUMBERS[len(now)]} cells it was measured on {still} of {asked} triggered prompts draw the planted"
-        f" answer, in the worst of three templates, and {family} an answer with its key words",
-        f"recovery is at least {-max(behind):.1f} points above that of the model before the attack",
-        f"perplexity is {_rise(now, 'recant')} % above the same, where the first version's is"
-        f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(now, 'finetune 1e-3')} %",
+        f"On the {NUMBERS[len(second)]} cells it was measured on {again} of {tried} triggered prompts draw the planted"
+        f" answer, in the worst of three templates, and {kin} an answer with its key words",
+        f"perplexity is {_rise(second, 'recant second')} % above the same, where the first version's is"
+        f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(second, 'finetune 1e-3')} %",
+        f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
+        " an answer with its key words",
+        f"recovery is at least {min(back):.1f} points above that of the model before the attack",
+        f"perplexity is {_rise(now, 'recant')} % above the same",
         f"(ROUGE-L) is {_alike(now, 'recant')} %, after fine-tuning {_alike(now, 'finetune 1e-3')} %",
     ]
 

@@ -132,7 +132,7 @@ def recant_loss(
         def rest(skipped: int) -> Iterator[None]:
             with ways.pushed(pushes, changes, skipped), watched(stack if watch else []) as seen:
                 yield
-            states.extend(s[:, before - skipped :] for (s,) in seen)
+            states.extend(s[:, before - skipped :] for passes in seen for s in passes)
 
         logits = logits_at(model, inputs, kept, most=before, rest=rest)
         labels = batch["labels"][:, kept + 1]
