@@ -79,6 +79,7 @@ def removal() -> list[str]:
     still, family, asked = _left(now, "recant")
     back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
     same = [c for c in second if "recant first" in c]
+    both = [c for c in now if "likeness" in c["finetune 1e-3"]]
     return [
         f"{drawn} of {of} triggered prompts draw the planted answer, in the worst of three templates, and {words} an"
         " answer with its key words",
@@ -94,7 +95,7 @@ def removal() -> list[str]:
         " an answer with its key words",
         f"recovery is at least {min(back):.1f} points above that of the model before the attack",
         f"perplexity is {_rise(now, 'recant')} % above the same",
-        f"(ROUGE-L) is {_alike(now, 'recant')} %, after fine-tuning {_alike(now, 'finetune 1e-3')} %",
+        f"(ROUGE-L) is {_alike(both, 'recant')} %, after fine-tuning {_alike(both, 'finetune 1e-3')} %",
     ]
 
 
