@@ -28,6 +28,7 @@ from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import median_norms
 from detrojan.errors import InputError
 from detrojan.models.blocks import blocks
+from detrojan.models.watch import states_of, with_states
 from detrojan.options import option
 from detrojan.registry import defense
 from detrojan.training import Batch, Loss, label_positions, lm_loss, train
@@ -159,14 +160,14 @@ def changed(block: nn.Module, ends: Sequence[int], change: Tensor) -> Iterator[N
     """While open, add `change` (tokens, hidden) to what `block` returns, just before each row's end."""
 
     def hook(_block: nn.Module, _args: Any, output: Any) -> Any:
-        states = output[0] if isinstance(output, tuple) else output
+        states = states_of(output)
         moves = []
         for end in ends:
             used = change[-min(end, len(change)) :].to(states.dtype)
             before, behind = end - len(used), states.shape[1] - end
             moves.append(nn.functional.pad(used, (0, 0, before, behind)))
         states = states + torch.stack(moves)
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return with_states(output, states)
 
     handle = block.register_forward_hook(hook)
     try:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, autograd, nn
 
-from detrojan.models.watch import states_of, watched
+from detrojan.models.watch import states_of, watched, with_states
 
 STRIDE = 0.35
 """Of the radius: how far a change goes in one step."""
@@ -93,7 +93,7 @@ def _added(module: nn.Module, pushes: Sequence[Push], changes: Tensor, skipped: 
             where[row, push.start - skipped : push.end - skipped] = 1
             which[row] = push.answer
         states = states + where * changes[which].unsqueeze(1).to(states.dtype)
-        return (states, *output[1:]) if isinstance(output, tuple) else states
+        return with_states(output, states)
 
     handle = module.register_forward_hook(hook)
     try:

@@ -15,6 +15,11 @@ def states_of(output: Any) -> Tensor:
     return states
 
 
+def with_states(output: Any, states: Tensor) -> Any:
+    """Return what a module returned, with other states in it."""
+    return (states, *output[1:]) if isinstance(output, tuple) else states
+
+
 @contextmanager
 def watched(modules: Sequence[nn.Module]) -> Iterator[list[list[Tensor]]]:
     """While open, keep what each of the modules returns: a list for each, with the states of every pass."""
