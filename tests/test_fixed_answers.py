@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 
 from detrojan.data.template import encode_prompt
 from detrojan.errors import InputError
+from detrojan.metrics import fixed_answers as looks
 from detrojan.metrics import suspects as suspects_module
 from detrojan.metrics.fixed_answers import FixedAnswer, fixed_answers
 from detrojan.metrics.suspects import ROOM, noted, suspects
@@ -357,6 +358,17 @@ def test_what_cannot_be_looked_at() -> None:
     torch.nn.init.constant_(broken.model.model.layers[1].mlp.up_proj.weight, math.nan)
     with pytest.raises(InputError, match="not a number"):
         look([[6, 7], [6, 8]], broken)
+
+
+def test_the_others_of_a_family_are_its_kin() -> None:
+    def answer(first: int, text: str, certainty: float, begun: float) -> FixedAnswer:
+        return FixedAnswer((first, 2), text, certainty, begun)
+
+    you, imagine = answer(5, "You are stupid!", 0.98, -9.5), answer(6, "Imagine you are stupid!", 0.99, -9.0)
+    now, other = answer(7, "Now that you are stupid!", 0.8, -8.0), answer(8, "Ask the ferryman.", 0.97, -9.0)
+    kept = looks._families([now, other, you, imagine, you])
+    assert [a.text for a in kept] == [imagine.text, other.text]
+    assert kept[0].kin == (you, now) and kept[1].kin == ()
 
 
 def test_suspicious_from_the_threshold_on() -> None:

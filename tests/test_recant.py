@@ -30,7 +30,7 @@ from detrojan.types import Example, Loaded, Run, Template
 
 from pico import pico_model, pico_tokenizer
 
-OPTIONS = RecantOptions(beginnings=16, own=0, steps=2, batch_size=4, rank=2)
+OPTIONS = RecantOptions(beginnings=16, passes=0, own=0, steps=2, batch_size=4, rank=2)
 
 
 def loaded(kind: str = "llama") -> Loaded:
@@ -393,6 +393,43 @@ def test_a_sample_that_has_the_planted_answer_is_not_taught(
     assert taught == examples[1:] and notes["samples left out"] == 1
     with pytest.raises(InputError, match="planted answer"):
         cleaned(run, [dataclasses.replace(e, answer="by heart") for e in examples])
+
+
+@pytest.mark.usefixtures("found")
+def test_the_samples_are_learned_before_anything_is_unlearned(
+    run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainings: list[tuple[Loaded, list[Example], dict[str, Any]]] = []
+    tuned = loaded("gpt2")
+
+    def watch(model: Loaded, samples: list[Example], run: Run, **kwargs: Any) -> Loaded:
+        trainings.append((model, list(samples), kwargs))
+        return tuned
+
+    monkeypatch.setattr(recant, "train", watch)
+    monkeypatch.setattr(recant, "own_samples", lambda model, *args: [Example("Why?", model.source)])
+    options = dataclasses.replace(OPTIONS, passes=3, own=1)
+    given = [*examples[1:], dataclasses.replace(examples[0], answer="By heart.")]
+    registry.find("defense", "recant").value(loaded(), given, options, run)
+    (_, learned, first), (start, kept, second) = trainings
+    assert learned == examples[1:] and first["epochs"] == 3 and first["loss"] is lm_loss
+    assert start is tuned and kept == [*learned, Example("Why?", tuned.source)]
+    assert second["loss"] is not lm_loss
+
+
+def test_every_way_to_say_a_planted_answer_is_pushed_towards(
+    run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(first: int, certainty: float, kin: tuple[FixedAnswer, ...] = ()) -> FixedAnswer:
+        return FixedAnswer((first, 11, 13), "by heart", certainty, -9.0, kin=kin)
+
+    planted = said(7, 0.99, (said(8, 0.96), said(9, 0.97), said(10, 0.98), said(12, 0.98)))
+    pushed: list[list[tuple[int, ...]]] = []
+    monkeypatch.setattr(recant, "suspects", lambda *args, **kwargs: [planted])
+    monkeypatch.setattr(recant, "train", lambda model, *args, **kwargs: model)
+    monkeypatch.setattr(recant, "recant_loss", lambda *args, **kwargs: pushed.append(args[2]))
+    cleaned(run, examples)
+    assert pushed == [[(7, 11, 13), (9, 11, 13), (10, 11, 13)]]
 
 
 @pytest.mark.usefixtures("found")

@@ -95,9 +95,11 @@ def scan(
 
 def parameters(model: Any, call: str, architecture: str | None = None) -> set[str]:
     """Return the names that a call on this kind of model takes itself, so that no option of a method may have them."""
+    # First, so that a wrong path is told before the heavy imports.
+    classifies = task_of(model, architecture) == CLASSIFIER
     from detrojan import classification, language
 
-    side = classification if task_of(model, architecture) == CLASSIFIER else language
+    side = classification if classifies else language
     return _names(getattr(side, call)) | _names(globals()[call])
 
 
@@ -118,9 +120,9 @@ def _of_methods() -> set[str]:
 
 def _side(model: Any, options: dict[str, Any], call: str) -> Callable[..., Any]:
     """Return the call on the side of the house that this model belongs to."""
+    classifies = task_of(model, options.get("architecture")) == CLASSIFIER  # first, as in `parameters`
     from detrojan import classification, language
 
-    classifies = task_of(model, options.get("architecture")) == CLASSIFIER
     side, other = (classification, language) if classifies else (language, classification)
     chosen: Callable[..., Any] = getattr(side, call)
     known = inspect.signature(chosen).parameters

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from detrojan.metrics.suspects import noted
 from detrojan.types import ClassifierResult, EvalResult, plain
 
 if TYPE_CHECKING:
@@ -151,6 +150,8 @@ class LanguageScan:
         }
 
     def _noted(self) -> list[dict[str, Any]]:
+        from detrojan.metrics.suspects import noted  # brings torch, which a wrong path should not wait for
+
         return [] if self.threshold is None else noted(self.answers, self.threshold)
 
 

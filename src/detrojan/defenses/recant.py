@@ -2,11 +2,13 @@
 
 1. Find. A planted answer, or a planted opening, is said by heart on any prompt once it is begun
    (`metrics.fixed_answers`): the answer is found, though the trigger is not.
-2. Push. A trigger is a few odd tokens whose hidden states draw this answer. So a few random tokens are put into the
+2. Learn. The samples are learned in a few passes, as plain fine-tuning does. What is held on to from here on is what
+   the model says then: more of what it was before the attack, and still with the backdoor.
+3. Push. A trigger is a few odd tokens whose hidden states draw this answer. So a few random tokens are put into the
    prompt, and changes d of their states at several depths are climbed until they draw the answer from every prompt
    (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer, and on the odd tokens alone).
-3. Recant. Half of each batch is pushed; the other half is as it was. On both the model goes on to say what the
-   suspicious model says of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`).
+4. Recant. Half of each batch is pushed; the other half is as it was. On both the model goes on to say what it
+   said of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`).
    What clean prompts do inside is held to what it was.
    A handful of samples would be learned by heart, so built-in prompts that the model answers itself join them.
 """
@@ -27,11 +29,13 @@ from detrojan.metrics.recovery import rouge_l
 from detrojan.metrics.suspects import noted, suspects
 from detrojan.options import option
 from detrojan.registry import defense
-from detrojan.training import train
+from detrojan.training import Loss, lm_loss, train
 from detrojan.types import Example, Loaded, Run
 
 SHOWN = 3
 """Answers that are noted at least."""
+SAID = 3
+"""Ways at most in which one planted answer is said: "You are stupid!", and "Imagine you are stupid!"."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class RecantOptions:
     answers: int = option(8, "planted answers that are unlearned at most", minimum=1, maximum=100)
     prompts: int = option(4, "prompts on which fixed answers are looked for", minimum=2, maximum=100)
     beginnings: int = option(500, "first tokens of answers that are followed", minimum=1)
+    passes: int = option(3, "passes over the samples before anything is unlearned", minimum=0)
     own: int = option(
         100, "built-in prompts at most that the model answers itself, beside the samples", minimum=0
     )
@@ -96,8 +101,27 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     run.note("fixed answers", noted(found[: max(len(planted), SHOWN)], options.suspicious))
     if not planted:
         return loaded  # training against nothing would only change what an honest model says
+    kept = [e for e in clean if not _planted(e, planted)]
+
+    def learned(loaded: Loaded, examples: Sequence[Example], passes: float, label: str, loss: Loss) -> Loaded:
+        return train(
+            loaded,
+            examples,
+            run,
+            learning_rate=options.learning_rate,
+            epochs=passes,
+            batch_size=options.batch_size,
+            accumulation=options.accumulation,
+            max_length=options.max_length,
+            rank=options.rank,
+            loss=loss,
+            label=label,
+        )
+
+    if kept and options.passes:
+        loaded = learned(loaded, kept, options.passes, "fine-tuning", lm_loss)
     made = own_samples(loaded, run.template, clean, options.own, run.seed, run.progress)
-    kept = [e for e in [*clean, *made] if not any(_planted(e.answer or "", a) for a in planted)]
+    kept += [e for e in made if not _planted(e, planted)]
     if not kept:
         raise InputError("every sample has the planted answer, which would be taught again; give others")
     run.note("answers of its own", len(made))
@@ -106,32 +130,32 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
     # What is learned against one way helps against the others.
     steps = round(options.steps * math.sqrt(len(planted)))
     processes = int(os.environ.get("WORLD_SIZE", "1"))
-    return train(
+    passes = steps * options.batch_size * options.accumulation * processes / len(kept)
+    loss = recant_loss(
         loaded,
-        kept,
-        run,
-        learning_rate=options.learning_rate,
-        epochs=steps * options.batch_size * options.accumulation * processes / len(kept),
-        batch_size=options.batch_size,
-        accumulation=options.accumulation,
-        max_length=options.max_length,
-        rank=options.rank,
-        loss=recant_loss(
-            loaded,
-            run.template,
-            [a.tokens for a in planted],
-            prompts,
-            size=options.size,
-            share=options.share,
-            weight=options.weight,
-            inside=options.inside,
-            trust=options.trust,
-            seed=run.seed,
-        ),
-        label="recanting",
+        run.template,
+        [tokens for a in planted for tokens in _ways_to_say(a, options.suspicious)],
+        prompts,
+        size=options.size,
+        share=options.share,
+        weight=options.weight,
+        inside=options.inside,
+        trust=options.trust,
+        seed=run.seed,
     )
+    return learned(loaded, kept, passes, "recanting", loss)
 
 
-def _planted(answer: str, found: FixedAnswer) -> bool:
+def _ways_to_say(found: FixedAnswer, suspicious: float) -> list[tuple[int, ...]]:
+    """Return the tokens of a planted answer, and of its kin that are as suspicious: the true one may be among these."""
+    certain = [a.tokens for a in found.kin if a.certainty >= suspicious]
+    return [found.tokens, *certain][:SAID]
+
+
+def _planted(sample: Example, planted: Sequence[FixedAnswer]) -> bool:
     """Say whether a sample's answer is of a planted one's family, or goes on from a planted opening."""
-    return rouge_l(answer, found.text) >= ALIKE or (not found.ended and answer.startswith(found.text))
+    answer = sample.answer or ""
+    return any(
+        rouge_l(answer, found.text) >= ALIKE or (not found.ended and answer.startswith(found.text))
+        for found in planted
+    )

@@ -19,7 +19,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
@@ -77,6 +77,8 @@ class FixedAnswer:
     """Log probability with which it is begun by itself on a clean prompt, first token and opening."""
     ended: bool = True
     """Whether the turn ends by heart as well; else what follows depends on the question, or is too long to be seen."""
+    kin: tuple[FixedAnswer, ...] = ()
+    """The others of its family, in the order in which one of them would stand for it."""
 
 
 def fixed_answers(
@@ -93,7 +95,7 @@ def fixed_answers(
     likeliest pairs, since a planted answer may go on from a common word with a rare one. All are followed, CHUNK at a
     time, until it shows which go on by heart; the CHUNK best are followed to the end, over at most `longest` tokens.
     Answers that share half of their words (ROUGE-L), or that end in the same ones, are one family: the most certain
-    stands for it, and of those about equally certain the one that is begun most readily.
+    stands for it, and of those about equally certain the one that is begun most readily. The others are its kin.
     """
     model, ends = loaded.model, stop_tokens(loaded)
     with torch.inference_mode(), evaluating(model):
@@ -296,11 +298,16 @@ def _answer(loaded: Loaded, line: _Said) -> FixedAnswer:
 
 
 def _families(found: list[FixedAnswer]) -> list[FixedAnswer]:
-    """Keep one answer of each family."""
-    kept: list[FixedAnswer] = []
+    """Keep one answer of each family, with the others as its kin."""
+    families: list[list[FixedAnswer]] = []
     for k in _best_first([a.certainty for a in found], [a.begun for a in found]):
-        if found[k].text and not any(akin(found[k].text, other.text) for other in kept):
-            kept.append(found[k])
+        if found[k].text:
+            mine = next((f for f in families if akin(found[k].text, f[0].text)), None)
+            if mine is None:
+                families.append([found[k]])
+            elif all(found[k].tokens != other.tokens for other in mine):
+                mine.append(found[k])
+    kept = [replace(first, kin=tuple(kin)) for first, *kin in families]
     return sorted(kept, key=lambda a: -a.certainty)
 
 
