@@ -8,6 +8,10 @@ comes, which is measured in two more templates too. The ladder's setting is chos
 keep the perplexity of clean samples that were not trained on within 10 % of the attacked model's, the one with the
 lowest layer consistency loss on them. Every finished row is appended to `results.jsonl`; a run that was stopped goes
 on where it was. `--neighbours` adds Locphylax, BackFlush, BEEAR and BD-VAX. `--table` only prints the table.
+
+    python benchmarks/text_attacks.py --scale grid --columns recant --jobs 15 --seeds 0 1     # on a GPU, MPS running
+
+plants all fifteen pairs of trigger and behaviour in both strengths, in as many processes as `--jobs` says.
 """
 
 from __future__ import annotations
@@ -15,8 +19,10 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -82,6 +88,7 @@ SCALES = {
         LADDER[1:2],
     ),
 }
+SCALES["grid"] = dataclasses.replace(SCALES["laptop"], cells=ALL_CELLS, held_out=100)
 
 
 def main() -> None:
@@ -97,17 +104,24 @@ def main() -> None:
         "--neighbours", action="store_true", help="Locphylax, BackFlush, BEEAR and BD-VAX too"
     )
     parser.add_argument("--columns", nargs="*", help="of the defenses' columns, these alone")
+    parser.add_argument("--jobs", type=int, default=1, help="processes that share the cells")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
         scale = SCALES[arguments.scale]
         bench = prepare(arguments.model, scale, arguments.out)
-        cells = [f"{t}/{b}/{s}" for s in scale.strengths for t, b in scale.cells]
-        for seed in arguments.seeds:
-            for cell in arguments.only or cells:
-                trigger, behavior, strength = cell.split("/")
-                run_cell(bench, trigger, behavior, strength, seed, arguments.neighbours, arguments.columns)
+        cells = arguments.only or [f"{t}/{b}/{s}" for s in scale.strengths for t, b in scale.cells]
+        tasks = [
+            (*cell.split("/"), seed, arguments.neighbours, arguments.columns)
+            for seed in arguments.seeds
+            for cell in cells
+        ]
+        if arguments.jobs == 1:
+            for task in tasks:
+                run_cell(bench, *task)
+        else:
+            share(bench, tasks, arguments.jobs)
     table = markdown(read_rows(arguments.out / "results.jsonl"))
     (arguments.out / "results.md").write_text(table, encoding="utf-8")
     print(table)
@@ -147,6 +161,29 @@ def prepare(model: str | None, scale: Scale, out: Path) -> Bench:
     planting, held_out = pool("plant", PLANT_TOKENS), pool("evaluate", scale.answer_tokens, scale.held_out)
     training, choosing = clean[: scale.clean], clean[scale.clean :]
     return Bench(base, shape, scale, planting, training, choosing, held_out, out)
+
+
+def share(bench: Bench, tasks: Sequence[tuple[Any, ...]], jobs: int) -> None:
+    """Run cells in processes of their own, each with the base model and the same prompts and answers."""
+    pools = {f.name: getattr(bench, f.name) for f in dataclasses.fields(bench) if f.name != "base"}
+    spawned = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(
+        jobs, mp_context=spawned, initializer=_begin, initargs=(bench.base.source, pools)
+    ) as pool:
+        for future in [pool.submit(_shared, task) for task in tasks]:
+            future.result()
+
+
+_mine: list[Bench] = []
+"""What all cells share, in a process that `share` started."""
+
+
+def _begin(source: str, pools: dict[str, Any]) -> None:
+    _mine.append(Bench(base=load(source), **pools))
+
+
+def _shared(task: tuple[Any, ...]) -> None:
+    run_cell(_mine[0], *task)
 
 
 def run_cell(

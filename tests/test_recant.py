@@ -420,10 +420,12 @@ def test_the_samples_are_learned_before_anything_is_unlearned(
 def test_every_way_to_say_a_planted_answer_is_pushed_towards(
     run: Run, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def said(first: int, certainty: float, kin: tuple[FixedAnswer, ...] = ()) -> FixedAnswer:
-        return FixedAnswer((first, 11, 13), "by heart", certainty, -9.0, kin=kin)
+    def said(first: int, certainty: float, begun: float) -> FixedAnswer:
+        return FixedAnswer((first, 11, 13), "by heart", certainty, begun)
 
-    planted = said(7, 0.99, (said(8, 0.96), said(9, 0.97), said(10, 0.98), said(12, 0.98)))
+    uncertain, rare = said(8, 0.96, -9.0), said(14, 0.99, -11.1)
+    kin = (uncertain, rare, said(9, 0.97, -9.0), said(10, 0.98, -11.0), said(12, 0.98, -9.0))
+    planted = dataclasses.replace(said(7, 0.99, -9.0), kin=kin)
     pushed: list[list[tuple[int, ...]]] = []
     monkeypatch.setattr(recant, "suspects", lambda *args, **kwargs: [planted])
     monkeypatch.setattr(recant, "train", lambda model, *args, **kwargs: model)

@@ -36,6 +36,8 @@ SHOWN = 3
 """Answers that are noted at least."""
 SAID = 3
 """Ways at most in which one planted answer is said: "You are stupid!", and "Imagine you are stupid!"."""
+AS_READILY = 2.0
+"""Log probability by which one of these may be begun less readily than the one that stands for all."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +149,12 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
 
 
 def _ways_to_say(found: FixedAnswer, suspicious: float) -> list[tuple[int, ...]]:
-    """Return the tokens of a planted answer, and of its kin that are as suspicious: the true one may be among these."""
-    certain = [a.tokens for a in found.kin if a.certainty >= suspicious]
-    return [found.tokens, *certain][:SAID]
+    """Return the tokens of a planted answer, and of its kin that are as suspicious: the true one may be among these.
+
+    Kin that is begun far less readily only takes pushes away from it.
+    """
+    like = [a for a in found.kin if a.certainty >= suspicious and a.begun >= found.begun - AS_READILY]
+    return [found.tokens, *(a.tokens for a in like)][:SAID]
 
 
 def _planted(sample: Example, planted: Sequence[FixedAnswer]) -> bool:

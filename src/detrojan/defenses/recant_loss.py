@@ -1,7 +1,7 @@
 """Recant's loss: on clean prompts, and on prompts that are pushed towards a planted answer, say what was said before.
 
-With x a clean prompt, y its answer, p_0 the suspicious model, and (x', d) the prompt with a few odd tokens in it whose
-hidden states are pushed by d towards a planted answer:
+With x a clean prompt, y its answer, p_0 the model as it came here (suspicious, after a little fine-tuning), and (x', d)
+the prompt with a few odd tokens in it whose hidden states are pushed by d towards a planted answer:
 
     D(x, y; x', d) = sum over tokens of y of  (1 - trust) KL(p_0(. | x) || p(. | x', d)) - trust log p(y | x', d)
 
@@ -10,7 +10,7 @@ hidden states are pushed by d towards a planted answer:
     L = (sum over samples left alone of weight * D(x, y; x, 0) + inside * S(x, y)
          + sum over pushed samples of D(x, first tokens of y; x', d)) / label tokens of the step
 
-with h and h_0 the states of a token behind a block, now and in the suspicious model; the template's first tokens do not
+with h and h_0 the states of a token behind a block, now and in p_0; the template's first tokens do not
 count. S holds on to what a clean prompt does inside, in many more numbers than its answer has. The first tokens of an
 answer decide whether it is the planted one, so no more of a pushed sample's are learned. Only the odd tokens' states
 are pushed, as a trigger's own tokens carry it in: what the prompt says stays there to be answered, so that an honest
@@ -47,7 +47,7 @@ ODD_TOKENS = 3
 MEASURED = 8
 """Prompts on which the length of hidden states is taken."""
 REMEMBERED = 2**30
-"""Bytes up to which what the suspicious model said is kept; what is not is asked for again."""
+"""Bytes up to which what p_0 said is kept; what is not is asked for again."""
 
 Row = tuple[list[int], list[int]]
 """A prompt and its answer, as tokens."""
@@ -177,7 +177,7 @@ def recant_loss(
 
 @dataclass(frozen=True)
 class Known:
-    """What the suspicious model says of a row."""
+    """What p_0 says of a row."""
 
     said: Tensor
     """Log probabilities (answer tokens, vocabulary)."""
