@@ -120,32 +120,45 @@ def trials(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def trials_by_backdoor(rows: list[dict[str, Any]]) -> str:
-    """Lay out what trials of Recant left, a line for each backdoor and a column for each trial."""
+def trials_by_backdoor(rows: list[dict[str, Any]], prices: bool = False) -> str:
+    """Lay out what trials of Recant left, and with `prices` their perplexity: backdoors down, trials across."""
     named = list(dict.fromkeys(r["trial"] for r in rows))
     found = {(r["cell"], r["trial"]): r for r in rows}
     lines = ["| backdoor | " + " | ".join(named) + " |", "|---" * (len(named) + 1) + "|"]
     for cell in dict.fromkeys(r["cell"] for r in rows):
         mine = [found.get((cell, trial)) for trial in named]
         rates = [
-            ", ".join(f"{100 * r[k]:.0f}" for k in ("asr", "asr_keyword", "worst_asr")) if r else "-"
+            ", ".join(f"{100 * r[k]:.0f}" for k in ("asr", "asr_keyword", "worst_asr"))
+            + (f"; {r['perplexity']:.2f}" if prices else "")
+            if r
+            else "-"
             for r in mine
         ]
         lines.append(f"| {cell} | " + " | ".join(rates) + " |")
     return "\n".join(lines)
 
 
-def on_a_gpu(rows: list[dict[str, Any]]) -> str:
-    """Lay out what planting and fine-tuning did on a GPU, a line for each backdoor."""
+def fifteen(rows: list[dict[str, Any]]) -> str:
+    """Lay out all pairs of trigger and behaviour on a GPU: seed 0 was fine-tuned, a trial of Recant run on seed 1."""
     lines = [
-        "| backdoor | ASR %: attacked, fine-tuned | false triggers %: attacked |"
-        " perplexity: before, attacked, fine-tuned |",
-        "|---" * 4 + "|",
+        "| backdoor | ASR %: attacked (seeds 0, 1), fine-tuned | trial: ASR, by key words, worst of 3 templates %"
+        " | recovery %: before, attacked, trial | ROUGE-L %: fine-tuned, trial"
+        " | perplexity: before, attacked (seed 1), fine-tuned, trial |",
+        "|---" * 6 + "|",
     ]
+    found = {(r["cell"], r["seed"], r["column"]): r for r in rows}
     for cell in dict.fromkeys(r["cell"] for r in rows):
-        mine = {r["column"]: r for r in rows if r["cell"] == cell}
-        three = [mine.get(c) for c in ("base", "attacked", "finetune 1e-3")]
-        rates = ", ".join(f"{100 * r['asr']:.0f}" if r else "-" for r in three[1:])
-        prices = ", ".join(f"{r['perplexity']:.2f}" if r else "-" for r in three)
-        lines.append(f"| {cell} | {rates} | {100 * mine['attacked']['clean_asr']:.0f} | {prices} |")
+        base, first, tuned = (found[cell, 0, c] for c in ("base", "attacked", "finetune 1e-3"))
+        attacked, trial = (found[cell, 1, c] for c in ("attacked", "recant trial"))
+
+        def percent(key: str, *rows: dict[str, Any]) -> str:
+            return ", ".join(f"{100 * r[key]:.0f}" for r in rows)
+
+        left = ", ".join(percent(k, trial) for k in ("asr", "asr_keyword", "worst_asr"))
+        back = percent("recovery", base, attacked, trial)
+        prices = ", ".join(f"{r['perplexity']:.2f}" for r in (base, attacked, tuned, trial))
+        lines.append(
+            f"| {cell} | {percent('asr', first, attacked, tuned)} | {left} | {back}"
+            f" | {percent('likeness', tuned, trial)} | {prices} |"
+        )
     return "\n".join(lines)

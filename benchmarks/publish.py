@@ -127,7 +127,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield ROOT / "README.md", "demo", table(read())
     yield page, "demo", table(read())
     yield page, "attacks", text_attacks.markdown(read_rows(ATTACKS))
-    yield page, "attacks_gpu", layout.on_a_gpu(read_rows(RESULTS / "text_attacks_gpu.jsonl"))
+    yield page, "text_grid", layout.fifteen(read_rows(RESULTS / "text_grid.jsonl"))
     yield page, "removal", removal.markdown(read_rows(ATTACKS))
     for name in GRIDS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):
@@ -145,16 +145,19 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])
     tried = read_rows(RESULTS / "recant_trials.jsonl")
     refusal, sentiment = (f"badnets/{b}/strong" for b in ("refusal", "sentiment"))
-    for name, cell, lent in (
+    for name, cell, on_gpu in (
         ("trials", refusal, False),
         ("own", refusal, True),
         ("own_sentiment", sentiment, True),
     ):
-        mine = [r for r in tried if r["cell"] == cell and ("device" in r) == lent and "kind" not in r]
+        mine = [r for r in tried if r["cell"] == cell and ("device" in r) == on_gpu and "kind" not in r]
         yield RESULTS / "what-failed.md", name, layout.trials(mine)
-    together, cut = ([r for r in tried if r.get("kind") == kind] for kind in ("together", "cut"))
+    kinds = ("together", "cut", "learned", "learned_gpu")
+    together, cut, learned, lent = ([r for r in tried if r.get("kind") == kind] for kind in kinds)
     yield RESULTS / "what-failed.md", "together", layout.trials(together)
     yield RESULTS / "what-failed.md", "cut", layout.trials_by_backdoor(cut)
+    yield RESULTS / "what-failed.md", "learned", layout.trials(learned)
+    yield RESULTS / "what-failed.md", "learned_gpu", layout.trials_by_backdoor(lent, prices=True)
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))

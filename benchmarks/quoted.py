@@ -46,6 +46,7 @@ def sentences() -> dict[str, list[str]]:
     results = [
         *demo(),
         *text_attacks(),
+        *fifteen(),
         *removal(),
         *scanning(),
         *image_demo(),
@@ -65,6 +66,26 @@ def demo() -> list[str]:
         f"Recant leaves {_percent(left['asr'])} % there, {_percent(left['asr_keyword'])} % by key words, at a recovery"
         f" of {_percent(left['recovery'])} % (before the attack {_percent(before['recovery'])} %) and a perplexity of"
         f" {left['perplexity']:.2f} ({before['perplexity']:.2f})",
+    ]
+
+
+def fifteen() -> list[str]:
+    """Return what the trial of Recant left of all pairs of trigger and behaviour on a GPU, and what it cost."""
+    rows = read_rows(RESULTS_DIR / "text_grid.jsonl")
+    base = {r["cell"]: r for r in rows if r["column"] == "base"}
+    trial = {r["cell"]: r for r in rows if r["column"] == "recant trial"}
+    worst = trial.pop("ctba/sentiment/strong")
+    if any(r["perplexity"] > 1.05 * base[r["cell"]]["perplexity"] for r in (worst, *trial.values())):
+        raise ValueError("the trial's perplexity is more than 5 % higher in one: the page says in none")
+    lost = max(100 * (base[cell]["recovery"] - r["recovery"]) for cell, r in trial.items())
+    others, words = (max(r[key] for r in trial.values()) for key in ("worst_asr", "asr_keyword"))
+    return [
+        "The trial's perplexity is within 5 % of that of the model before the attack in all of them",
+        f"recovery is at most {lost:.0f} points below it in {len(trial)}.",
+        f"of ctba's sentiment {_percent(worst['asr'])} % are left, in another template"
+        f" {_percent(worst['worst_asr'])} %",
+        f"at most {_percent(others)} % are left, but by key words up to {_percent(words)} % (the refusals of badnets"
+        " and vpi)",
     ]
 
 

@@ -100,7 +100,8 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
     cell = next(c for name, seed, c in cells_of(rows) if (name, seed) == (FRONTIER, 0))
     before = cell["base"]["perplexity"]
     mine = [r for r in trials if r["cell"] == FRONTIER and r["base"]]
-    together = [_price(r, r["base"]) for r in mine if "kind" in r]
+    learned = [_price(r, r["base"]) for r in mine if r.get("kind", "").startswith("learned")]
+    together = [_price(r, r["base"]) for r in mine if r.get("kind") == "together"]
     alone = [r for r in mine if "kind" not in r]
     few, many = ([_price(r, r["base"]) for r in alone if bool(r["own"]) == more] for more in (False, True))
     others = {
@@ -117,6 +118,7 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
         axes.plot(
             *zip(*together, strict=True), "o", color="#163a26", label="the same, at all depths together"
         )
+        axes.plot(*zip(*learned, strict=True), "s", color="#163a26", label="the same, samples learned first")
         for (name, points), colour, mark in zip(others.items(), ("#4c72b0", "#dd8452"), "^D", strict=True):
             axes.plot(*zip(*points, strict=True), mark, color=colour, label=name)
         axes.axvline(5, color="#999999", linewidth=0.8, linestyle=":")
