@@ -4,7 +4,8 @@ r"""What the looks of ULRL's default see in networks without a backdoor: the rat
         --out runs/clean-looks
 
 Trains a clean network for each seed and appends, of its surest class: the score of the share of unlearning, the
-smallness of its patch, the smallest patch of all and the largest lead. A run that was stopped goes on where it was.
+smallness of its patch, the smallest patch of all and the largest leads of a change and of a warp. A run that was
+stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from rows import append, read_rows
 from detrojan.defenses.ulrl import UlrlOptions, locate
 from detrojan.metrics.inversion import smallest_patches, smallness
 from detrojan.metrics.universal import leads
+from detrojan.metrics.warps import universal_warps
 from detrojan.types import Run
 
 
@@ -48,6 +50,7 @@ def look(bench: Bench) -> dict[str, Any]:
         "patch_of_it": round(float(small[surest]), 3),
         "patch": round(float(small.max()), 3),
         "lead": round(float(leads(network, bench.clean, bench.seed).max()), 3),
+        "warp": round(float(universal_warps(network, bench.clean, bench.seed).leads.max()), 3),
     }
 
 

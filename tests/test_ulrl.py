@@ -30,6 +30,7 @@ from detrojan.fitting import classification_loss
 from detrojan.metrics.inversion import Patches
 from detrojan.metrics.margin import frozen, margins
 from detrojan.metrics.unlearning import head_of, row_changes, unlearn, z_scores
+from detrojan.metrics.warps import Warps
 from detrojan.models.classifier import logits
 from detrojan.registry import find
 from detrojan.types import Classifier, Rows, Run
@@ -121,33 +122,76 @@ def test_of_two_classes_none_is_flagged_by_unlearning() -> None:
     assert found.evidence.tolist() == pytest.approx([0.5, 0.5], abs=0.01) and found.suspicious == ()
 
 
+NO_WARP = [-9.0, -9.0, -9.0]
+
+
 @pytest.mark.parametrize(
-    ("costs", "lead", "share", "scores", "expected", "hinted", "stamped"),
+    ("costs", "warp", "lead", "share", "scores", "expected", "hinted", "stamped"),
     [
         # Smallness 1.5, -0.6, -0.75, times 0.8 / 1.2; found, so nothing else is looked for.
-        ([0.1, 0.25, 0.4], None, None, [1.0, -0.4, -0.5], (0,), (), True),
-        # Smallness 1.0, -0.5, -0.75 is a hint; the lead of 0.45 agrees, so 1.0 counts 0.8 / 0.3 times.
-        ([0.1, 0.2, 0.4], [0.45, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), (), True),
+        ([0.1, 0.25, 0.4], None, None, None, [1.0, -0.4, -0.5], (0,), (), "patches"),
+        # One warp is ahead by 1.5, times 0.8 / 1.0, whatever the patches hint at; so no lead is asked for.
+        ([0.1, 0.2, 0.4], [-1.5, 1.5, -2.0], None, None, [0.6667, 1.2, -0.5], (1,), (), "warps"),
+        # Smallness 1.0, -0.5, -0.75 is a hint; the lead of 0.55 agrees, so 1.0 counts 0.8 / 0.3 times.
+        ([0.1, 0.2, 0.4], NO_WARP, [0.55, -1.0, -1.0], None, [2.6667, -0.3333, -0.5], (0,), (), "patches"),
         # The lead names another class by itself, 0.8 / 0.5 times 0.7.
-        ([0.1, 0.2, 0.4], [-1.0, 0.7, -1.0], None, [0.6667, 1.12, -0.5], (1,), (), False),
-        # No lead, but twice the share of unlearning is above a half, or not.
-        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.3, 0.4, 0.3], [2.6667, -0.3333, -0.5], (0,), (), True),
-        ([0.1, 0.2, 0.4], [0.1, -1.0, -1.0], [0.2, 0.5, 0.3], [0.6667, -0.3333, -0.5], (), (0,), True),
+        ([0.1, 0.2, 0.4], NO_WARP, [-1.0, 0.7, -1.0], None, [0.6667, 1.12, -0.5], (1,), (), None),
+        # A lead of 0.48 does not agree; twice the share of unlearning is above a half, or not.
+        (
+            [0.1, 0.2, 0.4],
+            NO_WARP,
+            [0.48, -1, -1],
+            [0.3, 0.4, 0.3],
+            [2.6667, -0.3333, -0.5],
+            (0,),
+            (),
+            "patches",
+        ),
+        ([0.1, 0.2, 0.4], NO_WARP, [0.1, -1, -1], [0.2, 0.5, 0.3], [0.6667, 0.8163, -0.5], (1,), (), None),
+        (
+            [0.1, 0.2, 0.4],
+            NO_WARP,
+            [0.48, -1, -1],
+            [0.2, 0.48, 0.32],
+            [0.768, -0.3333, -0.5],
+            (),
+            (0,),
+            "patches",
+        ),
         # Smallness 0.25, -0.2, -0.5 is no hint, so twice the share has to be above 0.98: 0.984 counts 0.8 / 0.98 times.
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.4, 0.3, 0.3], [0.1667, 0.64, -0.3333], (), (), False),
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.492, 0.3, 0.208], [0.8033, 0.64, -0.3333], (0,), (), False),
-        # Of a class whose patch is not the smallest no share is sure enough.
-        ([0.4, 0.5, 0.8], [-1.0, 0.4, -1.0], [0.25, 0.5, 0.25], [0.1667, 0.64, -0.3333], (), (), False),
+        ([0.4, 0.5, 0.8], NO_WARP, [-1.0, 0.4, -1.0], [0.4, 0.3, 0.3], [0.1667, 0.64, -0.3333], (), (), None),
+        (
+            [0.4, 0.5, 0.8],
+            NO_WARP,
+            [-1, 0.4, -1],
+            [0.492, 0.3, 0.208],
+            [0.8033, 0.64, -0.3333],
+            (0,),
+            (),
+            None,
+        ),
+        # Of a class whose patch is not the smallest too.
+        (
+            [0.4, 0.5, 0.8],
+            NO_WARP,
+            [-1, 0.4, -1],
+            [0.25, 0.495, 0.255],
+            [0.1667, 0.8082, -0.3333],
+            (1,),
+            (),
+            None,
+        ),
     ],
 )
 def test_how_the_looks_at_images_go_together(
     costs: list[float],
+    warp: list[float] | None,
     lead: list[float] | None,
     share: list[float] | None,
     scores: list[float],
     expected: tuple[int, ...],
     hinted: tuple[int, ...],
-    stamped: bool,
+    stamped: str | None,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def asked(answer: list[float] | None) -> Tensor:
@@ -156,15 +200,15 @@ def test_how_the_looks_at_images_go_together(
 
     patches = Patches(torch.tensor(costs), torch.zeros(3, 1, 1, 2), torch.zeros(3, 1, 1, 2))
     monkeypatch.setattr(module, "smallest_patches", lambda *_, **__: patches)
+    monkeypatch.setattr(module, "universal_warps", lambda *_, **__: Warps(asked(warp), NONE))
     monkeypatch.setattr(module, "leads", lambda *_, **__: asked(lead))
     monkeypatch.setattr(module, "row_changes", lambda *_, **__: asked(share))
     rows = Rows({"pixel_values": torch.zeros(3, 1, 1, 2)}, torch.arange(3))
     found = locate(wide([[1.0, 0.0], [0.0, 1.0], [0.0, 0.0]]), rows, UlrlOptions(), Run())
     assert found.scores.tolist() == pytest.approx(scores, abs=1e-4) and found.suspicious == expected
     assert found.hinted == hinted  # a small patch that no other look confirms
-    assert found.patches is (
-        patches if stamped else None
-    )  # stamped only where it found the class, or hints at it
+    # Stamped only where it found the class, or hints at it.
+    assert {"patches": Patches, "warps": Warps, None: type(None)}[stamped] is type(found.stamps)
 
 
 @pytest.mark.parametrize(("treat", "expected"), [("hinted", [1]), ("suspicious", [])])
@@ -190,14 +234,28 @@ def test_a_mere_hint_is_stamped_and_no_row_drawn_anew(
     assert set(stamped[:1]) == ({8} if expected else {0})  # a quarter of 32
 
 
+def test_what_a_warp_found_is_stamped_with_that_warp(rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
+    warps = Warps(NONE, torch.zeros(CLASSES, 2, 5, 5))
+    monkeypatch.setattr(module, "locate", lambda *_: Finding("", NONE, NONE, (1,), warps))
+    stamped: list[Tensor] = []
+
+    def stamp(_: Warps, images: Tensor, classes: Tensor) -> Tensor:
+        stamped.append(classes)
+        return images
+
+    monkeypatch.setattr(Warps, "stamp", stamp)
+    ulrl(tiny(), rows, UlrlOptions(epochs=1, steps=1, few=0), Run())
+    assert [c.tolist() for c in stamped] == [[1, 1], [1]]  # of batches of 32 and 16 a quarter of a quarter
+
+
 def test_the_lead_alone_asks_neither_patches_nor_unlearning(
     rows: Rows, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unasked(*_: Any, **__: Any) -> None:
         raise AssertionError("looked for without need")
 
-    monkeypatch.setattr(module, "smallest_patches", unasked)
-    monkeypatch.setattr(module, "row_changes", unasked)
+    for look in ("smallest_patches", "universal_warps", "row_changes"):
+        monkeypatch.setattr(module, look, unasked)
     monkeypatch.setattr(module, "leads", lambda *_, **__: torch.tensor([0.4, 0.1, *[-1.0] * 4]))
     assert locate(tiny(), rows, UlrlOptions(locate="lead"), Run()).suspicious == ()
 
@@ -206,7 +264,7 @@ def test_texts_are_judged_by_unlearning_alone(rows: Rows, monkeypatch: pytest.Mo
     monkeypatch.setattr(module, "row_changes", lambda *_, **__: torch.tensor([0.45, 0.3, 0.25]))
     found = locate(dataclasses.replace(tiny(), task="text"), rows, UlrlOptions(), Run())
     assert found.suspicious == (0,) and found.scores.tolist() == pytest.approx([0.9, 0.6, 0.5])
-    for by in ("lead", "patch"):
+    for by in ("lead", "warp", "patch"):
         with pytest.raises(InputError, match=f"locate={by} changes pixels; choose share"):
             locate(dataclasses.replace(tiny(), task="text"), rows, UlrlOptions(locate=by), Run())
 
@@ -436,6 +494,12 @@ def test_the_paper_presets_hold_the_published_values() -> None:
         assert (options.locate, options.threshold, options.most, options.repeats) == ("z-score", 3.5, 2, 1)
         assert (options.push, options.shift, options.distil, options.steps) == (0.0, 0.0, 0.0, 0)
         assert (options.batch_size, options.unlearn_batch, options.few) == (128, 128, 0)
+
+
+def test_gentle_is_the_default_at_half_the_rate() -> None:
+    entry = find("defense", "ulrl", "classifier")
+    usual, gentle = entry.make_options({}), entry.make_options({}, "gentle")
+    assert gentle == dataclasses.replace(usual, learning_rate=usual.learning_rate / 2)
 
 
 @pytest.mark.parametrize(("samples", "expected"), [(600, 20), (200, 29), (20, 200), (100_000, 20)])

@@ -10,8 +10,8 @@ Half of the images that are changed in pixels share one change for each class in
 takes a shorter step with every batch, along the sign of the sum of their slopes (universal adversarial training,
 arXiv:1811.11304). The label stays.
 
-Where a small patch was found that takes images to a class (`metrics/inversion.py`), half of those that would be moved
-are stamped with it instead.
+Where a small patch (`metrics/inversion.py`) or a warp (`metrics/warps.py`) was found that takes images to a class, half
+of those that would be moved are stamped with it instead.
 """
 
 from __future__ import annotations
@@ -21,19 +21,18 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, autograd
-from torch.nn.functional import cross_entropy, grid_sample, interpolate
+from torch.nn.functional import cross_entropy
 
 from detrojan.metrics.margin import frozen
+from detrojan.metrics.warps import POINTS, warped
 from detrojan.models.classifier import logits
 from detrojan.models.feed import as_floats, pixel_range
 from detrojan.types import Classifier, Rows
 
 Stamp = Callable[[Tensor, Tensor], Tensor]
-"""(images (n, channels, height, width), their classes (n,)) -> the images with a patch that takes them there."""
+"""(images (n, channels, height, width), their classes (n,)) -> the images with what takes them there: patch or warp."""
 STEP = 0.25
 """Of the bound: how far the shared change goes with a batch."""
-POINTS = 5
-"""Along an edge of the field that moves pixels: coarse, so that neighbours move together."""
 
 
 def push_towards(
@@ -124,14 +123,9 @@ def _in_pixels(
 
 def _in_place(images: Tensor, towards: Tensor, shift: float) -> _Way:
     """Move the pixels of images (n, channels, height, width) smoothly, by up to `shift` of the edge."""
-    height, width = images.shape[2:]
-    y, x = torch.meshgrid(torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij")
-    places = torch.stack((x, y), dim=-1).to(images)
 
     def moved(points: Tensor) -> Tensor:
-        field = interpolate(points, size=(height, width), mode="bicubic", align_corners=True)
-        grid = places + 2 * field.permute(0, 2, 3, 1)  # grid_sample's image is 2 wide
-        return grid_sample(images, grid, padding_mode="border", align_corners=True)
+        return warped(images, points)
 
     points = images.new_empty(len(images), 2, POINTS, POINTS).uniform_(-shift, shift)
     return _Way(
