@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import mean
 from typing import Any
 
 KEPT = (
@@ -136,6 +137,32 @@ def trials_by_backdoor(rows: list[dict[str, Any]], prices: bool = False) -> str:
         ]
         lines.append(f"| {cell} | " + " | ".join(rates) + " |")
     return "\n".join(lines)
+
+
+def ulrl_trials(rows: list[dict[str, Any]]) -> str:
+    """Lay out what settings of ULRL did, means over the backdoors of each, and the default on these same backdoors."""
+    lines = [
+        "| training images | trial | backdoors | accuracy lost, points (default) | ASR % (default) |"
+        " highest ASR % (default) | recovery accuracy % (default) |",
+        "|---" * 7 + "|",
+    ]
+    groups: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for r in rows:
+        groups.setdefault((r["training"], r["seed"], r["device"], r["trial"]), {})[r["attack"]] = r
+    for (training, seed, device, trial), tried in groups.items():
+        usual = groups.get((training, seed, device, "the default"), {})
+        if trial != "the default" and (both := [a for a in tried if a in usual]):
+            ours, theirs = (_means([found[a] for a in both]) for found in (tried, usual))
+            cells = " | ".join(f"{a} ({b})" for a, b in zip(ours, theirs, strict=True))
+            lines.append(f"| {training:,} | {trial} | {', '.join(both)} | {cells} |")
+    return "\n".join(lines)
+
+
+def _means(rows: list[dict[str, Any]]) -> list[str]:
+    lost = 100 * mean(r["accuracy_before"] - r["accuracy"] for r in rows)
+    rates = [100 * r["asr"] for r in rows]
+    recovered = 100 * mean(r["recovery_accuracy"] for r in rows)
+    return [f"{lost:.2f}", f"{mean(rates):.1f}", f"{max(rates):.1f}", f"{recovered:.1f}"]
 
 
 def fifteen(rows: list[dict[str, Any]]) -> str:

@@ -158,6 +158,8 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield RESULTS / "what-failed.md", "cut", layout.trials_by_backdoor(cut)
     yield RESULTS / "what-failed.md", "learned", layout.trials(learned)
     yield RESULTS / "what-failed.md", "learned_gpu", layout.trials_by_backdoor(lent, prices=True)
+    settings = read_rows(RESULTS / "ulrl_trials.jsonl")
+    yield RESULTS / "what-failed.md", "ulrl_trials", layout.ulrl_trials(settings)
     for name in COSTS:
         yield page, name, costs.markdown(read(name))
     yield page, "papers", layout.papers(yaml.safe_load(PAPERS.read_text(encoding="utf-8")))

@@ -176,6 +176,24 @@ def test_the_image_demo(suspicious: list[int], found: str) -> None:
     assert line == f"| 4 | 99.2, 0.3 | 99.2, 0.3 | 99.2, 0.3, 50.0 | {found} |"
 
 
+def test_settings_of_ulrl_beside_the_default_on_the_same_backdoors() -> None:
+    def tried(attack: str, trial: str, after: float, asr: float, device: str = "cpu") -> dict[str, Any]:
+        about = {"training": 57_000, "seed": 0, "device": device, "attack": attack, "trial": trial}
+        return about | {"accuracy_before": 0.9, "accuracy": after, "asr": asr, "recovery_accuracy": 0.5}
+
+    rows = [
+        tried("a", "the default", 0.88, 0.01),
+        tried("b", "the default", 0.86, 0.03),
+        tried("c", "the default", 0.10, 1.0),  # not tried otherwise
+        tried("a", "gentle", 0.89, 0.02),
+        tried("b", "gentle", 0.89, 0.06),
+        tried("d", "gentle", 0.10, 1.0),  # no default to hold it against
+        tried("a", "gentle", 0.10, 1.0, "gpu"),  # nor this
+    ]
+    figures = "1.00 (3.00) | 4.0 (2.0) | 6.0 (3.0) | 50.0 (50.0)"
+    assert layout.ulrl_trials(rows).splitlines()[2:] == [f"| 57,000 | gentle | a, b | {figures} |"]
+
+
 def test_the_papers() -> None:
     rows = [
         {"model": "m", "attack": "a", "defense": "none", "asr": 65.0},
