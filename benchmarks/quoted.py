@@ -278,6 +278,15 @@ def image_attacks() -> list[str]:
         left = [100 * r["asr"] for a, r in cells(clean, OURS).items() if a not in {NONE, "bpp"}]
         return f"{mean(left):.1f} % on average and {max(left):.1f} %"
 
+    columns = [
+        {(r["attack"], r["seed"]): r for r in rows if (r["training"], r["column"]) == (BIG, column)}
+        for column in ("attacked", "ulrl before warps", OURS)
+    ]
+    attacked, earlier, today = columns
+    flagged = 100 * (attacked[NONE, 2]["accuracy"] - earlier[NONE, 2]["accuracy"])
+    big = [r for r in today.values() if r["attack"] != NONE]
+    found = sum(TARGET in r["suspicious"] for r in big)
+    wrongly = sum(bool(today[NONE, seed]["suspicious"]) for seed in (0, 1, 2))
     return [
         said(600, OURS),
         f"without BPP it leaves {but_bpp(600)} at most on seed 0",
@@ -291,6 +300,8 @@ def image_attacks() -> list[str]:
         said(1000, "ulrl earlier"),
         *(said(600, OURS, seed, BIG) for seed in (0, 1, 2)),
         *(said(600, "ulrl gentle", seed, BIG) for seed in (0, 1, 2)),
+        f"which cost it {flagged:.1f} points",
+        f"it finds {found} of {len(big)} targets and flags {('none', 'one', 'two', 'all')[wrongly]} of 3 clean models",
         f"{stayed('wanet')} % of WaNet, {stayed('bpp')} % of BPP and {stayed('sig')} % of SIG were left",
     ]
 
