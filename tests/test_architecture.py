@@ -22,6 +22,7 @@ FLOORS = [
         "metrics.margin",
         "metrics.unlearning",
         "metrics.universal",
+        "metrics.warps",
         "metrics.inversion",
         "metrics.recovery",
         "metrics.fixed_answers",
