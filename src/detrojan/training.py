@@ -33,6 +33,7 @@ from transformers import (
 
 from detrojan.data.template import encode_all
 from detrojan.errors import InputError, NonFiniteLossError
+from detrojan.models.adapters import joined
 from detrojan.models.load import cast, compute_dtype, settle
 from detrojan.models.prefix import logits_at
 from detrojan.types import Example, Loaded, Progress, Run
@@ -130,6 +131,10 @@ def train(
     if not full:
         if run.keep_adapter:
             adapter = copy.deepcopy(trained)
+            if (
+                loaded.adapter is not None
+            ):  # of an earlier training, whose change is merged into the model by now
+                adapter = joined(loaded.adapter, adapter)
         model = trained.merge_and_unload()
     model.eval()
     cast(model, compute_dtype(loaded.dtype, model.device))  # full tuning kept float32 masters
