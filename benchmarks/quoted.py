@@ -81,7 +81,11 @@ def fifteen() -> list[str]:
         raise ValueError("the trial's perplexity is more than 5 % higher in one: the page says in none")
     lost = max(100 * (base[cell]["recovery"] - r["recovery"]) for cell, r in trial.items())
     others, words = (max(r[key] for r in trial.values()) for key in ("worst_asr", "asr_keyword"))
+    again = next(r for r in read_rows(RESULTS_DIR / "recant_trials.jsonl") if r.get("kind") == "kin")
     return [
+        f"the default leaves {_percent(again['asr'])} % there, {_percent(again['asr_keyword'])} % by key words, at a"
+        f" recovery of {_percent(again['recovery'])} % and a perplexity of {again['perplexity']:.2f}"
+        f" ({again['base']:.2f} before the attack)",
         "The trial's perplexity is within 5 % of that of the model before the attack in all of them",
         f"recovery is at most {lost:.0f} points below it in {len(trial)}.",
         f"of ctba's sentiment {_percent(worst['asr'])} % are left, in another template"
@@ -94,12 +98,14 @@ def fifteen() -> list[str]:
 def removal() -> list[str]:
     """Return what each version of Recant left, and what it costs."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
-    first, second, now = ([c for c in found if v in c] for v in VERSIONS)
+    first, second, third, now = ([c for c in found if v in c] for v in VERSIONS)
     drawn, words, of = _left(first, "recant first")
     surest = [c["recant first"]["fixed answers"][0]["certainty"] for c in first]
     lost = [100 * (c["base"]["recovery"] - c["recant first"]["recovery"]) for c in first]
     again, kin, tried = _left(second, "recant second")
     still, family, asked = _left(now, "recant")
+    one, word, of_all = _left(third, "recant third")
+    twice = [c for c in now if "recant third" in c]
     back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
     same = [c for c in second if "recant first" in c]
     both = [c for c in now if "likeness" in c["finetune 1e-3"]]
@@ -114,10 +120,13 @@ def removal() -> list[str]:
         f" answer, in the worst of three templates, and {kin} an answer with its key words",
         f"perplexity is {_rise(second, 'recant second')} % above the same, where the first version's is"
         f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(second, 'finetune 1e-3')} %",
+        f"On {NUMBERS[len(third)]} cells {one} of {of_all} triggered prompts drew the planted answer and {word} one with"
+        f" its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
         f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
         " an answer with its key words",
         f"recovery is at least {min(back):.1f} points above that of the model before the attack",
-        f"perplexity is {_rise(now, 'recant')} % above the same",
+        f"perplexity is {_rise(now, 'recant')} % above the same (the third version on these"
+        f" {_rise(twice, 'recant third')} %, fine-tuning {_rise(now, 'finetune 1e-3')} %)",
         f"(ROUGE-L) is {_alike(both, 'recant')} %, after fine-tuning {_alike(both, 'finetune 1e-3')} %",
     ]
 

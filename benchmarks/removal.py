@@ -14,12 +14,18 @@ COLUMNS = {
     "crow": ("CROW, best of its ladder", "#dd8452", "D"),
     "recant first": ("Recant, first version", "#d5ebdb", "o"),
     "recant second": ("Recant, second version", "#a6d3b4", "o"),
-    "recant": ("Recant", "#4c9f70", "o"),
+    "recant third": ("Recant, third version", "#4c9f70", "o"),
+    "recant": ("Recant", "#163a26", "o"),
 }
-VERSIONS = {"recant first": "first", "recant second": "second", "recant": "today's"}
+VERSIONS = {
+    "recant first": "first",
+    "recant second": "second",
+    "recant third": "third",
+    "recant": "today's",
+}
 """Of Recant: the first one pushed all tokens that follow; the second the odd tokens alone, at one depth at a time, and
-learned from built-in prompts too that the model answers itself; today's pushes at all depths together, and holds on to
-what clean prompts do inside."""
+learned from built-in prompts too that the model answers itself; the third pushed at all depths together, and held on to
+what clean prompts do inside; today's learns the samples first, and pushes towards every way the answer is said."""
 
 FRONTIER = "badnets/refusal/strong"
 """The backdoor on which settings of Recant were tried."""

@@ -321,6 +321,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "crow ladder (chosen)",
         "recant first",
         "recant second",
+        "recant third",
         "recant",
     )
     cells = [(n, s, {**c, "crow ladder (chosen)": best_of_ladder(c)}) for n, s, c in cells_of(rows)]
