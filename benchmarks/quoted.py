@@ -120,8 +120,8 @@ def removal() -> list[str]:
         f" answer, in the worst of three templates, and {kin} an answer with its key words",
         f"perplexity is {_rise(second, 'recant second')} % above the same, where the first version's is"
         f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(second, 'finetune 1e-3')} %",
-        f"On {NUMBERS[len(third)]} cells {one} of {of_all} triggered prompts drew the planted answer and {word} one with"
-        f" its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
+        f"On {NUMBERS[len(third)]} cells {one} of {of_all} triggered prompts drew the planted answer and {word} one"
+        f" with its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
         f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
         " an answer with its key words",
         f"recovery is at least {min(back):.1f} points above that of the model before the attack",
@@ -372,4 +372,4 @@ def small_image() -> list[str]:
 
 
 def _percent(rate: float) -> str:
-    return f"{100 * rate:.0f}"
+    return str(round(100 * rate))  # no "-0"
