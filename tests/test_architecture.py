@@ -153,6 +153,16 @@ def test_importing_is_cheap(what: str) -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize("more", ["", ", steps=3"])
+def test_a_wrong_path_is_told_before_the_heavy_imports(more: str) -> None:
+    code = (
+        "import sys\nfrom detrojan import api\n"
+        f"try:\n    api.clean('./nowhere'{more})\nexcept api.InputError:\n    print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("name", detrojan.__all__)
 def test_public_names_are_there(name: str) -> None:
     assert getattr(detrojan, name).__name__ == name

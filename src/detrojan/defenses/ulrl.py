@@ -61,10 +61,8 @@ MEASURES = {
 """How the backdoored class is found, and what its score is called."""
 HINT = 0.3
 """Smallness of a patch from which it counts where another look agrees."""
-LEAD_AGREES = 0.5
-"""Lead of the same class from which it agrees,"""
 SHARE_AGREES = 0.5
-"""and score of its share of unlearning."""
+"""Score of its share of unlearning from which that agrees; a lead agrees where it is enough by itself."""
 SHARE_SURE = 0.98
 """Score of the share from which it is enough by itself: every unlearning collapses onto the class, wholly."""
 
@@ -248,7 +246,7 @@ def locate(classifier: Classifier, clean: Rows, options: UlrlOptions, run: Run) 
         evidence = leads(classifier, clean, run.seed, progress=run.progress)
         scores = torch.maximum(scores, evidence * (threshold / options.lead))
         hint = small > HINT
-        agreed = hint & (evidence > LEAD_AGREES)
+        agreed = hint & (evidence > options.lead)
         if (
             by == "auto"
             and classifier.classes > 2
