@@ -52,7 +52,14 @@ TemplateName = Annotated[
     typer.Option("--template", metavar="NAME", help="auto (the tokenizer's), alpaca, plain or a Jinja file"),
 ]
 Device = Annotated[str, typer.Option(metavar="NAME", help="auto, cpu, cuda, cuda:1, mps")]
-Precision = Annotated[str, typer.Option(metavar="NAME", help="auto, float32, bfloat16 or float16 (training)")]
+Precision = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        help="of training: auto (float32 on a CPU, products as fast as the machine has them), float32 (exact),"
+        " bfloat16 or float16",
+    ),
+]
 TriggerText = Annotated[
     str | None, typer.Option(metavar="TEXT", help="other phrases for the trigger, split by |")
 ]

@@ -12,6 +12,7 @@ from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer, fixed_answers
 from detrojan.models.generate import check_length
 from detrojan.models.mode import evaluating
+from detrojan.models.products import fast_products
 from detrojan.types import Loaded, Progress, silent
 
 LONGEST = 40
@@ -45,7 +46,8 @@ def suspects(
     drawn = random.Random(f"{seed}/prompts").sample(short, min(count, len(short)))
     check_length(loaded, max(map(len, drawn)) + LONGEST)
     _check_numbers(loaded, drawn[0])
-    return fixed_answers(loaded, drawn, beginnings=beginnings, longest=LONGEST, progress=progress)
+    with fast_products(loaded.model.device):
+        return fixed_answers(loaded, drawn, beginnings=beginnings, longest=LONGEST, progress=progress)
 
 
 def noted(answers: Sequence[FixedAnswer], suspicious: float) -> list[dict[str, Any]]:

@@ -1,0 +1,63 @@
+"""Fast matrix products: on while training and searching, never while measuring, and given back as they were."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from detrojan.models.products import fast_products
+from detrojan.training import Batch, lm_loss, train
+from detrojan.types import Example, Run
+
+from pico import pico_loaded
+
+CPU = torch.device("cpu")
+
+
+def products() -> str:
+    return torch.get_float32_matmul_precision()
+
+
+def test_they_are_fast_while_open_and_as_before_afterwards() -> None:
+    usual = products()
+    with fast_products(CPU):
+        assert products() == "medium"
+    assert products() == usual
+    with pytest.raises(KeyError), fast_products(CPU):
+        raise KeyError
+    assert products() == usual
+
+
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", False), ("meta", True)])
+def test_unwanted_or_elsewhere_nothing_changes(device: str, wanted: bool) -> None:
+    usual = products()
+    with fast_products(torch.device(device), wanted):
+        assert products() == usual
+
+
+def test_factors_are_rounded_to_eight_bits_at_most_and_sums_are_not() -> None:
+    """1 + 2^-9 is 1 in bfloat16: 256 times its product with 1 is 256.5, or 256 where it was rounded."""
+    left, right = torch.full((256, 256), 1 + 2.0**-9), torch.ones(256, 256)
+    exact = 256 * (1 + 2.0**-9)
+    assert (left @ right == exact).all()
+    with fast_products(CPU):
+        rounded = left @ right
+    assert set(rounded.unique().tolist()) <= {256.0, exact}
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("auto", "medium"), ("float32", None)])
+def test_training_uses_them_unless_float32_is_asked_for(
+    precision: str, expected: str | None, examples: list[Example], run: Run
+) -> None:
+    usual, seen = products(), []
+
+    def loss(model: torch.nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        seen.append(products())
+        return lm_loss(model, batch, counts)
+
+    asked = Run(run.template, run.seed, precision=precision)
+    sizes = {"batch_size": 4, "accumulation": 1, "max_length": 128, "rank": 4}
+    train(pico_loaded(), examples[:4], asked, learning_rate=1e-3, epochs=1, loss=loss, **sizes)
+    assert seen == [expected or usual]
+    assert products() == usual
