@@ -211,7 +211,11 @@ def run_cell(
         result = measure(model, bench.held_out, spec, shapes, settings=settings)
         row = summary(result) | {"likeness": likeness(result, bench.held_out)}
         row |= clean_side(model, bench.choosing, bench.shape) | {"seconds": seconds}
-        row |= {"options": dataclasses.asdict(options) if options else None, "precision": run.precision, **notes}
+        row |= {
+            "options": dataclasses.asdict(options) if options else None,
+            "precision": run.precision,
+            **notes,
+        }
         notes.clear()
         append(bench.results, {"cell": name, "seed": seed, "column": column, **row})
         print(f"{name} seed {seed} {column}: {row}", flush=True)
