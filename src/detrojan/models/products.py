@@ -1,7 +1,7 @@
 """Matrix products as fast as the machine has them: their factors may be rounded, sums and weights stay in float32.
 
-On a CPU, torch then hands them to oneDNN, which rounds where rounded factors are what the CPU multiplies fastest. Where it
-does not, it may still be faster: on a core with AVX-512 and no AMX it rounded nothing and took half of MKL's time.
+On a CPU, torch then hands them to oneDNN, which rounds where rounded factors are what the CPU multiplies fastest. Where
+it does not, it may still be faster: on a core with AVX-512 and no AMX it rounded nothing and took half of MKL's time.
 """
 
 from __future__ import annotations
