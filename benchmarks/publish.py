@@ -12,6 +12,8 @@
     python benchmarks/publish.py --small-text grid/results.jsonl
     detrojan clean MODEL --out DIR --prove --preset default --json proved.json
     python benchmarks/publish.py --prove proved.json
+    python benchmarks/canaries.py --models runs/text/models --out runs/canaries
+    python benchmarks/publish.py --canaries runs/canaries/results.jsonl
     python benchmarks/crow_cost.py --json crow.json
     python benchmarks/publish.py --crow-cost crow.json --ulrl-cost ulrl.json
 
@@ -38,6 +40,7 @@ from rows import read_rows
 from detrojan.bench import tables
 from detrojan.bench.grid import read_grid
 
+import canaries
 import costs
 import layout
 import text_attacks
@@ -49,7 +52,7 @@ CLASSIFIERS = ("image_attacks", "image_ablation", "text_classifiers")
 """Benchmarks of classifiers: their rows, once published, fill the table of that name."""
 GRIDS = ("small-text", "small-image")
 """Grids of the package: their rows, once published, fill the tables of that name."""
-ROWS = (*CLASSIFIERS, "scan", *GRIDS)
+ROWS = (*CLASSIFIERS, "scan", "canaries", *GRIDS)
 COSTS = ("crow_cost", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
 USUAL = ("preact-resnet8", 20_000, 600)
@@ -61,7 +64,7 @@ NAMES = {
     "crow": "CROW",
     "default": "Recant",
 }
-"""Stages of the demo; `default` came last, and runs from before it have none."""
+"""Stages of the demo."""
 KEPT = (
     "asr",
     "asr_interval",
@@ -80,9 +83,6 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--demo", type=Path, nargs="+", default=[])
-    parser.add_argument(
-        "--demo-default", type=Path, help="a demo of today's build, the default defense included"
-    )
     parser.add_argument("--attacks", type=Path)
     parser.add_argument("--image-demo", type=Path, nargs="+", default=[])
     parser.add_argument("--prove", type=Path)
@@ -93,10 +93,6 @@ def main() -> None:
         runs = [json.loads(f.read_text(encoding="utf-8")) for f in arguments.demo]
         kept = [{s: {k: r[k] for k in (*KEPT, "consistency")} for s, r in run.items()} for run in runs]
         (RESULTS / "demo.json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
-    if arguments.demo_default:
-        run = json.loads(arguments.demo_default.read_text(encoding="utf-8"))
-        today = {stage: {k: r[k] for k in KEPT} for stage, r in run.items()}
-        (RESULTS / "demo_default.json").write_text(json.dumps(today, indent=1) + "\n", encoding="utf-8")
     if arguments.attacks:
         shutil.copyfile(arguments.attacks, ATTACKS)
     if arguments.image_demo:
@@ -117,6 +113,7 @@ def main() -> None:
     attacked, tried = read_rows(ATTACKS), read_rows(RESULTS / "recant_trials.jsonl")
     removal.draw(attacked, RESULTS / "removal.svg")
     removal.draw_frontier(tried, attacked, RESULTS / "frontier.svg")
+    canaries.draw(read_rows(RESULTS / "canaries.jsonl"), RESULTS / "canaries.svg")
     for path, name, content in blocks():
         path.write_text(filled(path.read_text(encoding="utf-8"), name, content), encoding="utf-8")
 
@@ -142,7 +139,9 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield ROOT / "README.md", "image_summary", summary(usual, f"{attacks} image attacks")
     yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
-    yield ROOT / "docs" / "proof.md", "prove", layout.prove(read("prove")["proof"])
+    proof = ROOT / "docs" / "proof.md"
+    yield proof, "prove", layout.prove(read("prove")["proof"])
+    yield proof, "canaries", canaries.markdown(read_rows(RESULTS / "canaries.jsonl"))
     tried = read_rows(RESULTS / "recant_trials.jsonl")
     refusal, sentiment = (f"badnets/{b}/strong" for b in ("refusal", "sentiment"))
     for name, cell, on_gpu in (

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch.backends.cuda import flash_sdp_enabled
+from torch.nn.functional import scaled_dot_product_attention
 
-from detrojan.models.products import fast_products
+from detrojan.models.products import SHORT, fast_products, short_attention
 from detrojan.training import Batch, lm_loss, train
 from detrojan.types import Example, Run
 
@@ -61,3 +63,22 @@ def test_training_uses_them_unless_float32_is_asked_for(
     train(pico_loaded(), examples[:4], asked, learning_rate=1e-3, epochs=1, loss=loss, **sizes)
     assert seen == [expected or usual]
     assert products() == usual
+
+
+@pytest.mark.parametrize("longest", [SHORT, SHORT + 1])
+def test_short_rows_attend_by_plain_products_and_to_the_same(longest: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 16, 8, generator=generator) for _ in range(3))
+    usual = flash_sdp_enabled()
+    fused = scaled_dot_product_attention(query, key, value, is_causal=True)
+    with short_attention(CPU, longest):
+        assert flash_sdp_enabled() == (usual and longest > SHORT)
+        plain = scaled_dot_product_attention(query, key, value, is_causal=True)
+    assert flash_sdp_enabled() == usual
+    torch.testing.assert_close(plain, fused)
+
+
+def test_other_devices_attend_as_they_do() -> None:
+    usual = flash_sdp_enabled()
+    with short_attention(torch.device("meta"), 8):
+        assert flash_sdp_enabled() == usual

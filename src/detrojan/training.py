@@ -36,7 +36,7 @@ from detrojan.errors import InputError, NonFiniteLossError
 from detrojan.models.adapters import joined
 from detrojan.models.load import cast, compute_dtype, settle
 from detrojan.models.prefix import logits_at
-from detrojan.models.products import fast_products
+from detrojan.models.products import fast_products, short_attention
 from detrojan.types import Example, Loaded, Progress, Run
 
 Batch = dict[str, Tensor]
@@ -100,8 +100,13 @@ def train(
         raise ValueError("training a language model needs the template of its conversations")
     rows = encode_all(loaded.tokenizer, run.template, examples, max_length)
     model = loaded.model
-    fast = fast_products(model.device, run.precision == "auto")
-    with tempfile.TemporaryDirectory() as scratch, isolated_rng(run.seed), fast:
+    with contextlib.ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(isolated_rng(run.seed))
+        stack.enter_context(fast_products(model.device, run.precision == "auto"))
+        stack.enter_context(
+            short_attention(model.device, max((len(row["input_ids"]) for row in rows), default=0))
+        )
         trained = _with_lora(model, rank) if not full else model.float()
         use_cache, trained.config.use_cache = trained.config.use_cache, False
         trainer = LanguageTrainer(
