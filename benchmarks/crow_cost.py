@@ -1,4 +1,4 @@
-"""What a step of CROW costs beside a step of plain fine-tuning, and beside the published three-pass step.
+"""What a step of CROW costs beside one of plain fine-tuning and the published three-pass one, and what makes it quick.
 
     python benchmarks/crow_cost.py --repeats 5 --json crow_cost.json
 
@@ -11,6 +11,7 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -23,7 +24,8 @@ from detrojan.defenses.crow import crow_loss
 from detrojan.demo import demo_model
 from detrojan.metrics.consistency import consistency_loss
 from detrojan.models.load import load
-from detrojan.training import Batch, collator, label_positions, language_loss, lm_loss
+from detrojan.models.products import SHORT, fast_products, short_attention
+from detrojan.training import Batch, Loss, collator, label_positions, language_loss, lm_loss
 from detrojan.types import Example
 
 from costs import record, timed, write
@@ -66,25 +68,36 @@ def main() -> None:
     counts = torch.tensor([int((batch["labels"][:, 1:] != -100).sum()), int(batch["attention_mask"].sum())])
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(loaded.model, config).train()
-    losses: dict[str, Callable[[nn.Module, Batch, Tensor], Tensor]] = {
-        "fine-tuning": lm_loss,
-        "fine-tuning, the common beginning not shared": whole_rows,
-        "CROW, two passes": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
-        "CROW, three passes as published": three_passes,
+    longest = batch["input_ids"].shape[1]
+    steps: dict[str, Callable[[], None]] = {
+        name: partial(step, model, loss, batch, counts, **{"wanted": True, "longest": longest, **how})
+        for name, (loss, how) in ways(crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1)).items()
     }
-    seconds: dict[str, list[float]] = {name: [] for name in losses}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(arguments.repeats + 1):
-        for name, loss in losses.items():
-            seconds[name].append(timed(partial(step, model, loss, batch, counts)))
+        for name, way in steps.items():
+            seconds[name].append(timed(way))
     what = f"a step on {len(samples)} samples ({int(counts[1])} tokens)"
     kept = {name: values[1:] for name, values in seconds.items()}  # the first one warms up
     write(record(what, kept, repeats=arguments.repeats), arguments.json)
 
 
-def step(
-    model: nn.Module, loss: Callable[[nn.Module, Batch, Tensor], Tensor], batch: Batch, counts: Tensor
-) -> None:
-    loss(model, batch, counts).backward()
+def ways(crow: Loss) -> dict[str, tuple[Loss, dict[str, Any]]]:
+    """Name what is timed: a loss, and what is not as the trainer has it."""
+    return {
+        "fine-tuning": (lm_loss, {}),
+        "fine-tuning, the common beginning not shared": (whole_rows, {}),
+        "fine-tuning, fused attention": (lm_loss, {"longest": SHORT + 1}),
+        "fine-tuning, `--precision float32`": (lm_loss, {"wanted": False}),
+        "CROW, two passes": (crow, {}),
+        "CROW, three passes as published": (three_passes, {}),
+    }
+
+
+def step(model: nn.Module, loss: Loss, batch: Batch, counts: Tensor, *, wanted: bool, longest: int) -> None:
+    device = batch["input_ids"].device
+    with fast_products(device, wanted), short_attention(device, longest):
+        loss(model, batch, counts).backward()
     model.zero_grad()
 
 

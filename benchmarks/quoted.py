@@ -17,7 +17,7 @@ from scan import hit
 
 from detrojan.defenses.ulrl import HINT, SHARE_SURE, UlrlOptions
 
-from publish import ATTACKS, USUAL, read
+from publish import ATTACKS, USUAL, read, spread
 from publish import RESULTS as RESULTS_DIR
 
 RESULTS = "docs/results/README.md"
@@ -61,13 +61,25 @@ def sentences() -> dict[str, list[str]]:
 
 
 def demo() -> list[str]:
-    stage, today = read()[0]["attacked"], read("demo_default")
-    left, before = today["default"], today["base"]
+    """Return what Recant leaves of the demo's backdoor over the seeds, and what it costs."""
+    runs = read()
+    left, before, attacked = ([run[stage] for run in runs] for stage in ("default", "base", "attacked"))
+
+    def count(rows: list[dict[str, Any]], key: str) -> int:
+        return sum(round(r[key] * r["n_triggered"]) for r in rows)
+
+    asked = sum(r["n_triggered"] for r in left)
+    rises = [100 * (r["perplexity"] / b["perplexity"] - 1) for r, b in zip(left, before, strict=True)]
+    costs = sorted(100 * (r["perplexity"] / a["perplexity"] - 1) for r, a in zip(left, attacked, strict=True))
     return [
-        f"{stage['n_triggered']} held-out prompts.",
-        f"Recant leaves {_percent(left['asr'])} % there, {_percent(left['asr_keyword'])} % by key words, at a recovery"
-        f" of {_percent(left['recovery'])} % (before the attack {_percent(before['recovery'])} %) and a perplexity of"
-        f" {left['perplexity']:.2f} ({before['perplexity']:.2f})",
+        f"{attacked[0]['n_triggered']} held-out prompts.",
+        f"Recant leaves {count(left, 'asr')} of {asked} triggered prompts that draw the planted answer, and"
+        f" {count(left, 'asr_keyword')} that draw one with its key words (before the attack"
+        f" {count(before, 'asr_keyword')})",
+        f"recovery is {spread([100 * r['recovery'] for r in left], 0)} % (before the attack"
+        f" {spread([100 * r['recovery'] for r in before], 0)} %)",
+        f"perplexity is {min(rises):.1f} to {max(rises):.1f} % above that before the attack, and"
+        f" {-costs[-1]:.1f} to {-costs[0]:.1f} % below the attacked model's",
     ]
 
 
@@ -105,10 +117,10 @@ def removal() -> list[str]:
     again, kin, tried = _left(second, "recant second")
     still, family, asked = _left(now, "recant")
     one, word, of_all = _left(third, "recant third")
-    twice = [c for c in now if "recant third" in c]
     back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
     same = [c for c in second if "recant first" in c]
     both = [c for c in now if "likeness" in c["finetune 1e-3"]]
+    cheap = sum(rise <= 0.05 for rise in _rises(now, "recant"))
     return [
         f"{drawn} of {of} triggered prompts draw the planted answer, in the worst of three templates, and {words} an"
         " answer with its key words",
@@ -124,9 +136,10 @@ def removal() -> list[str]:
         f" with its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
         f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
         " an answer with its key words",
-        f"recovery is at least {min(back):.1f} points above that of the model before the attack",
-        f"perplexity is {_rise(now, 'recant')} % above the same (the third version on these"
-        f" {_rise(twice, 'recant third')} %, fine-tuning {_rise(now, 'finetune 1e-3')} %)",
+        f"recovery is {-min(back):.1f} points below to {max(back):.1f} above that of the model before the attack",
+        f"perplexity is {_rise(now, 'recant')} % above the same, {_percent(mean(_rises(now, 'recant')))} % on average"
+        f" (fine-tuning's {_percent(mean(_rises(now, 'finetune 1e-3')))} %), and within 5 % on {cheap} of the"
+        f" {len(now)}",
         f"(ROUGE-L) is {_alike(both, 'recant')} %, after fine-tuning {_alike(both, 'finetune 1e-3')} %",
     ]
 
@@ -140,10 +153,14 @@ def _left(found: list[dict[str, Any]], column: str) -> tuple[int, int, int]:
 
 def _rise(found: list[dict[str, Any]], column: str) -> str:
     """Say by how much perplexity is above the lower of the attacked model's and that before the attack, in per cent."""
-    rise = [
+    rises = _rises(found, column)
+    return f"{_percent(min(rises))} to {_percent(max(rises))}"
+
+
+def _rises(found: list[dict[str, Any]], column: str) -> list[float]:
+    return [
         c[column]["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1 for c in found
     ]
-    return f"{_percent(min(rise))} to {_percent(max(rise))}"
 
 
 def _alike(found: list[dict[str, Any]], column: str) -> str:

@@ -74,11 +74,14 @@ class RecantOptions:
 
 
 PRESETS = {
-    "light": {"size": 0.25},
+    "light": {"inside": 30.0, "trust": 0.0},
     "default": {},
     "strong": {"size": 0.5},
 }
-"""From the weakest to the strongest: the ladder that `--prove` climbs."""
+"""From the weakest to the strongest: the ladder that `--prove` climbs.
+
+`light` holds clean prompts harder: it was the cheaper one on all pairs of trigger and behaviour, and left more.
+"""
 
 
 @defense("recant", task="causal-lm", options=RecantOptions, paper="detrojan", presets=PRESETS)
