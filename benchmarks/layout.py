@@ -66,9 +66,12 @@ def _found(run: dict[str, Any]) -> str:
     return f"{what} (score {notes['scores'][target]:.1f}, threshold {notes['threshold']:g})"
 
 
-def prove_kept(result: dict[str, Any]) -> dict[str, Any]:
-    """Return what is kept of the JSON that `detrojan clean --prove --json FILE` wrote."""
-    return {k: result[k] for k in ("seconds", "notes", "perplexity_ratio", "proof")}
+def prove_kept(result: dict[str, Any], hidden: dict[str, Any]) -> dict[str, Any]:
+    """Return what is kept of the JSON that `detrojan clean --prove --json FILE` wrote, and `evaluate` of its output."""
+    found = {
+        k: hidden[k] for k in ("asr", "asr_interval", "asr_keyword", "recovery", "clean_asr", "n_triggered")
+    }
+    return {k: result[k] for k in ("seconds", "notes", "perplexity_ratio", "proof")} | {"hidden": found}
 
 
 def prove(proof: dict[str, Any]) -> str:

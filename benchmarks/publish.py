@@ -10,8 +10,9 @@
     python benchmarks/publish.py --image-demo image-0 image-1 image-2
     detrojan bench small-text --out grid
     python benchmarks/publish.py --small-text grid/results.jsonl
-    detrojan clean MODEL --out DIR --prove --preset default --json proved.json
-    python benchmarks/publish.py --prove proved.json
+    detrojan clean MODEL --out DIR --prove --json proved.json
+    detrojan evaluate DIR --trigger vpi --behavior refusal --json hidden.json
+    python benchmarks/publish.py --prove proved.json hidden.json
     python benchmarks/canaries.py --models runs/text/models --out runs/canaries
     python benchmarks/publish.py --canaries runs/canaries/results.jsonl
     python benchmarks/crow_cost.py --json crow.json
@@ -85,7 +86,9 @@ def main() -> None:
     parser.add_argument("--demo", type=Path, nargs="+", default=[])
     parser.add_argument("--attacks", type=Path)
     parser.add_argument("--image-demo", type=Path, nargs="+", default=[])
-    parser.add_argument("--prove", type=Path)
+    parser.add_argument(
+        "--prove", type=Path, nargs=2, help="of clean --prove, and of evaluate with the hidden trigger"
+    )
     for name in (*ROWS, *COSTS):
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path)
     arguments = parser.parse_args()
@@ -102,7 +105,7 @@ def main() -> None:
         demos = [layout.image_demo_kept(m) for m in manifests]
         (RESULTS / "image_demo.json").write_text(json.dumps(demos, indent=1) + "\n", encoding="utf-8")
     if arguments.prove:
-        proved = layout.prove_kept(json.loads(arguments.prove.read_text(encoding="utf-8")))
+        proved = layout.prove_kept(*(json.loads(f.read_text(encoding="utf-8")) for f in arguments.prove))
         (RESULTS / "prove.json").write_text(json.dumps(proved, indent=1) + "\n", encoding="utf-8")
     for name in (*ROWS, *COSTS):
         if given := getattr(arguments, name.replace("-", "_")):

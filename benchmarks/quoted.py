@@ -255,15 +255,19 @@ def image_demo() -> list[str]:
 
 
 def prove() -> list[str]:
+    """Return what a whole run of `--prove` found, and took."""
     run = read("prove")
-    proof, heard = run["proof"], [a for a in run["notes"]["fixed answers"] if a["suspicious"]]
+    proof, hidden = run["proof"], run["hidden"]
     rung = proof["rungs"][proof["chosen"]]
     canaries, copied, alone = (t / 60 for t in (proof["seconds"], rung["seconds"], run["seconds"]))
     return [
-        f"{proof['removed']} of {len(proof['taken'])} removed, so the exit status is 1",
+        f"{proof['removed']} of {len(proof['taken'])} removed by `{rung['preset']}`",
         f"{proof['before'][0]['n']} prompts for each canary",
-        f"held-out answers rose by {_percent(proof['cost'])} %, of the copy's by {_percent(rung['cost'])} %",
-        f'second answer for planted ("{heard[1]["text"]}", certainty {heard[1]["certainty"]:.2f})',
+        f"perplexity of the copy changed by {100 * rung['cost']:.1f} %",
+        f"held-out answers rose by {100 * proof['cost']:.1f} %",
+        f"{_percent(hidden['asr'])} % of {hidden['n_triggered']} triggered prompts draw the planted answer,"
+        f" {_percent(hidden['asr_keyword'])} % one with its key words, at a recovery of {_percent(hidden['recovery'])}"
+        " %",
         f"{canaries:.0f} minutes for the canaries ({copied:.0f} of them for Recant on the copy), {alone:.0f} for the"
         " model itself",
         f"this run took {(canaries + alone) / alone:.1f} times",
