@@ -19,6 +19,7 @@ from detrojan.defenses.ulrl import HINT, SHARE_SURE, UlrlOptions
 
 from publish import ATTACKS, USUAL, read, spread
 from publish import RESULTS as RESULTS_DIR
+from text_attacks import NEIGHBOURS, cells_of
 
 RESULTS = "docs/results/README.md"
 PROOF = "docs/proof.md"
@@ -48,6 +49,7 @@ def sentences() -> dict[str, list[str]]:
     results = [
         *demo(),
         *text_attacks(),
+        *neighbours(),
         *fifteen(),
         *removal(),
         *scanning(),
@@ -81,6 +83,22 @@ def demo() -> list[str]:
         f"perplexity is {min(rises):.1f} to {max(rises):.1f} % above that before the attack, and"
         f" {-costs[-1]:.1f} to {-costs[0]:.1f} % below the attacked model's",
     ]
+
+
+def neighbours() -> list[str]:
+    """Return what the neighbours leave of the backdoors that they were measured on, by target text and key words."""
+    found = [cell for _, _, cell in cells_of(read_rows(ATTACKS)) if NEIGHBOURS[0] in cell]
+
+    def left(name: str) -> str:
+        by_text, by_words = (", ".join(_percent(c[name][k]) for c in found) for k in ("asr", "asr_keyword"))
+        return f"{by_text} % (by key words {by_words} %)"
+
+    prices = [c[name]["perplexity"] for c in found for name in NEIGHBOURS]
+    named = ", ".join(
+        f"{name} {left(column)}"
+        for name, column in zip(("Locphylax", "BackFlush", "BEEAR", "BD-VAX"), NEIGHBOURS, strict=True)
+    )
+    return [f"{named}, at perplexities of {min(prices):.2f} to {max(prices):.2f}"]
 
 
 def fifteen() -> list[str]:
