@@ -7,6 +7,7 @@ sentence, nor listed below fails the test too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
@@ -27,7 +28,7 @@ CHECKED = ("README.md", RESULTS)
 OURS = "ulrl default"
 """The column of ULRL as it is."""
 CHOSEN_ON = 22
-"""The last model of the scan that its rules were chosen on."""
+"""The last model of the scan that the rule before was chosen on."""
 NOT_MEASURED = (
     "(5 %, `--clean 1000`",
     "the host took 5 to 12 % of the cores",
@@ -57,7 +58,7 @@ def sentences() -> dict[str, list[str]]:
         *transformer(),
         *texts(),
     ]
-    return {RESULTS: results, PROOF: prove(), ULRL: [*clean_looks(), *big_looks()]}
+    return {RESULTS: results, PROOF: prove(), ULRL: [*scanned(), *clean_looks(), *big_looks()]}
 
 
 def demo() -> list[str]:
@@ -189,14 +190,48 @@ def text_attacks() -> list[str]:
 
 
 def scanning() -> list[str]:
-    rows = [r for r in read_rows(RESULTS_DIR / "scan.jsonl") if r["model"] > CHOSEN_ON]
+    """Return what the scan finds by today's rule and by the one before, on models of the same seeds."""
+    today, before = (
+        {r["model"]: r for r in read_rows(RESULTS_DIR / f"{name}.jsonl")} for name in ("scan", "scan_earlier")
+    )
+
+    def top(row: dict[str, Any]) -> float:
+        return float(max(row["scores"]))
+
+    faint = [r for r in today.values() if r["attack"] == "sig"]
+    missed = [top(r) for r in faint if not hit(r)]
+    least = min(top(r) for r in faint if hit(r))
+    surest = max(top(r) for r in today.values() if r["attack"] == NONE)
+    untaken = [r for r in today.values() if r["attack"] != NONE and r["asr"] < PLANTED]
+    apart = max(abs(r["accuracy"] - before[n]["accuracy"]) for n, r in today.items())
+    if len(missed) != 1 or len(untaken) != 1 or not hit(untaken[0]):
+        raise ValueError(
+            "the page says that one SIG is missed, and that one LIRA did not take and is flagged"
+        )
+    return [
+        f"It {_found(today.values())}; on the models after number {CHOSEN_ON} alone it"
+        f" {_found(today.values(), CHOSEN_ON)}.",
+        f"the one missed scores {missed[0]:.2f}, another that is found {least:.3f}, hardly above the"
+        f" bound of {UlrlOptions().threshold}, and the surest clean model {surest:.2f}.",
+        f"(it draws {_percent(untaken[0]['asr'])} % of the triggered images)",
+        f"whose accuracy differs by up to {100 * apart:.1f} points",
+        f"On the models after number {CHOSEN_ON}, which it was not chosen on, it {_found(before.values(), CHOSEN_ON)}.",
+    ]
+
+
+def scanned() -> list[str]:
+    """Return what the scan finds by today's rule on all models that it was measured on."""
+    return [f"this {_found(read_rows(RESULTS_DIR / 'scan.jsonl'))} ([the table]"]
+
+
+def _found(rows: Iterable[dict[str, Any]], after: int = -1) -> str:
+    """Say what the scan found in the models after a number."""
+    rows = [r for r in rows if r["model"] > after]
     clean = [r for r in rows if r["attack"] == NONE]
     planted = [r for r in rows if r["attack"] != NONE and r["asr"] >= PLANTED]
     hits, flagged = sum(map(hit, planted)), sum(bool(r["suspicious"]) for r in clean)
-    return [
-        f"On the models after these alone it found {hits} of {len(planted)} targets and flagged"
-        f" {('none', 'one')[flagged]} of {len(clean)} clean models."
-    ]
+    wrongly = NUMBERS[flagged] if flagged else "none"
+    return f"found {hits} of {len(planted)} targets and flagged {wrongly} of {len(clean)} clean models"
 
 
 def clean_looks() -> list[str]:
