@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
-from classifiers import CLEAN, NONE, PLANTED, TARGET
+from classifiers import CLEAN, FIRST, NONE, PLANTED, TARGET, setting
 from removal import VERSIONS, cells
 from rows import read_rows
 from scan import hit
@@ -27,6 +27,10 @@ ULRL = "docs/ulrl.md"
 CHECKED = ("README.md", RESULTS)
 OURS = "ulrl default"
 """The column of ULRL as it is."""
+BEFORE = "ulrl before warps"
+"""The column of the default as it was before it looked for warps."""
+AGAIN = 2
+"""The planting of the models of 20,000 images that the default as it is was measured on."""
 CHOSEN_ON = 22
 """The last model of the scan that the rule before was chosen on."""
 NOT_MEASURED = (
@@ -293,12 +297,14 @@ def image_attacks() -> list[str]:
     every = read_rows(RESULTS_DIR / "image_attacks.jsonl")
     rows = [r for r in every if r["architecture"] == USUAL[0]]
 
-    def cells(clean: int, column: str, seed: int = 0, training: int = USUAL[1]) -> dict[str, dict[str, Any]]:
-        wanted = (training, clean, column, seed)
-        return {r["attack"]: r for r in rows if (r["training"], r["clean"], r["column"], r["seed"]) == wanted}
+    def cells(
+        clean: int, column: str, seed: int = 0, training: int = USUAL[1], planting: int = FIRST
+    ) -> dict[str, dict[str, Any]]:
+        where, wanted = (USUAL[0], training, clean, planting), (column, seed)
+        return {r["attack"]: r for r in rows if setting(r) == where and (r["column"], r["seed"]) == wanted}
 
-    def said(clean: int, column: str, seed: int = 0, training: int = USUAL[1]) -> str:
-        ours, before, usual = (cells(clean, c, seed, training) for c in (column, "attacked", CLEAN))
+    def said(clean: int, column: str, seed: int = 0, training: int = USUAL[1], planting: int = FIRST) -> str:
+        ours, before, usual = (cells(clean, c, seed, training, planting) for c in (column, "attacked", CLEAN))
         lost = {a: 100 * (before[a]["accuracy"] - r["accuracy"]) for a, r in ours.items()}
         spared, attacks = lost.pop(NONE, None), [a for a in ours if a != NONE]
         left, shown = ([100 * part[a]["asr"] for a in attacks] for part in (ours, usual))
@@ -315,16 +321,17 @@ def image_attacks() -> list[str]:
 
     def stayed(attack: str) -> str:
         """Say what the default without a look at warps left of an attack, by seeds."""
-        seeds = [cells(600, "ulrl before warps", seed, BIG)[attack]["asr"] for seed in (0, 1, 2)]
+        seeds = [cells(600, BEFORE, seed, BIG)[attack]["asr"] for seed in (0, 1, 2)]
         return ", ".join(map(_percent, seeds)).replace(", ", " and ").replace(" and ", ", ", 1)
 
-    def but_bpp(clean: int) -> str:
-        left = [100 * r["asr"] for a, r in cells(clean, OURS).items() if a not in {NONE, "bpp"}]
+    def but_bpp(clean: int, column: str = BEFORE, planting: int = FIRST) -> str:
+        found = cells(clean, column, planting=planting)
+        left = [100 * r["asr"] for a, r in found.items() if a not in {NONE, "bpp"}]
         return f"{mean(left):.1f} % on average and {max(left):.1f} %"
 
     columns = [
         {(r["attack"], r["seed"]): r for r in rows if (r["training"], r["column"]) == (BIG, column)}
-        for column in ("attacked", "ulrl before warps", OURS)
+        for column in ("attacked", BEFORE, OURS)
     ]
     attacked, earlier, today = columns
     flagged = 100 * (attacked[NONE, 2]["accuracy"] - earlier[NONE, 2]["accuracy"])
@@ -332,10 +339,13 @@ def image_attacks() -> list[str]:
     found = sum(TARGET in r["suspicious"] for r in big)
     wrongly = sum(bool(today[NONE, seed]["suspicious"]) for seed in (0, 1, 2))
     return [
-        said(600, OURS),
+        *(said(clean, OURS, planting=AGAIN) for clean in (600, 1000, 100)),
+        f"It misses BPP then ({_percent(cells(100, OURS, planting=AGAIN)['bpp']['asr'])} % of it stay); of the others"
+        f" it leaves {but_bpp(100, OURS, AGAIN)} at most",
+        said(600, BEFORE),
         f"without BPP it leaves {but_bpp(600)} at most on seed 0",
-        said(100, OURS),
-        f"BPP is missed there ({_percent(cells(100, OURS)['bpp']['asr'])} % of it stay); of the others it leaves"
+        said(100, BEFORE),
+        f"BPP is missed there ({_percent(cells(100, BEFORE)['bpp']['asr'])} % of it stay); of the others it leaves"
         f" {but_bpp(100)} at most (SSBA)",
         said(600, OURS, 1),
         said(100, OURS, 1),
