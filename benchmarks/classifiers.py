@@ -50,6 +50,8 @@ COLUMNS: dict[str, Column] = {
 }
 SETTING = ("architecture", "training", "clean")
 """What a row was measured in, besides its attack, seed and column."""
+FIRST = 1
+"""The planting of a row that names none; published rows of models that were planted anew name theirs."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def measure(
 def run_cell(bench: Bench, name: str, columns: dict[str, Column]) -> None:
     """Measure every column of a cell that is not in the results yet."""
     rows = [r for r in read_rows(bench.results) if (r["attack"], r["seed"]) == (name, bench.seed)]
-    done = {r["column"] for r in rows if setting(r) == bench.setting}
+    done = {r["column"] for r in rows if setting(r) == (*bench.setting, FIRST)}
     if done >= {"attacked", *columns} | ({CLEAN} if name != NONE else set()):
         return
     victim, trigger, seconds = attacked(bench, name)
@@ -203,7 +205,7 @@ def own(classifier: Classifier) -> Classifier:
 
 
 def setting(row: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(row[k] for k in SETTING)
+    return *(row[k] for k in SETTING), row.get("planting", FIRST)
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
@@ -231,7 +233,8 @@ def summary(rows: list[dict[str, Any]], name: str) -> str:
             spared = [r for r in cells if r["attack"] == NONE]
             if there:
                 count = f"{len(there)} backdoor{'s' if len(there) > 1 else ''}"
-                label = f"{column}, {which[0]} of {which[1]:,} samples, {which[2]} clean ones, {count}"
+                made = f"{which[0]} of {which[1]:,} samples{_again(which[3])}"
+                label = f"{column}, {made}, {which[2]} clean ones, {count}"
                 lines.append(f"| {label} | " + " | ".join(_effect(there, spared, before)) + " |")
     return "\n".join(lines)
 
@@ -262,10 +265,11 @@ def _effect(
 
 
 def _table(which: tuple[Any, ...], rows: list[dict[str, Any]]) -> str:
-    architecture, training, clean = which
+    architecture, training, clean, planting = which
     heads = list(dict.fromkeys(r["column"] for r in rows))
     lines = [
-        f"{architecture}, {training} training samples, {clean} clean samples ({100 * clean / training:.2g} %):",
+        f"{architecture}, {training} training samples{_again(planting)},"
+        f" {clean} clean samples ({100 * clean / training:.2g} %):",
         "",
         "| attack | seeds | " + " | ".join(heads) + " |",
         "|---" * (len(heads) + 2) + "|",
@@ -275,6 +279,10 @@ def _table(which: tuple[Any, ...], rows: list[dict[str, Any]]) -> str:
         shown = " | ".join(_cell([r for r in mine if r["column"] == h]) for h in heads)
         lines.append(f"| {name} | {len({r['seed'] for r in mine})} | {shown} |")
     return "\n".join(lines)
+
+
+def _again(planting: int) -> str:
+    return "" if planting == FIRST else " (planted again)"
 
 
 def _cell(rows: list[dict[str, Any]]) -> str:

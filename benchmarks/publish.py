@@ -138,9 +138,10 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     images = read_rows(RESULTS / "image_attacks.jsonl")
     attacks = len({r["attack"] for r in images} - {NONE})
     yield page, "image_summary", summary(images, "image attacks")
-    usual = [r for r in images if setting(r) == USUAL]
+    usual = [r for r in images if setting(r)[: len(USUAL)] == USUAL]
     yield ROOT / "README.md", "image_summary", summary(usual, f"{attacks} image attacks")
-    yield page, "scan", scan.summary(read_rows(RESULTS / "scan.jsonl"))
+    for name in ("scan", "scan_earlier"):
+        yield page, name, scan.summary(read_rows(RESULTS / f"{name}.jsonl"))
     yield page, "image_demo", layout.image_demo(read("image_demo"))
     proof = ROOT / "docs" / "proof.md"
     yield proof, "prove", layout.prove(read("prove")["proof"])

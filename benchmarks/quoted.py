@@ -7,10 +7,11 @@ sentence, nor listed below fails the test too.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from statistics import mean
 from typing import Any
 
-from classifiers import CLEAN, NONE, PLANTED, TARGET
+from classifiers import CLEAN, FIRST, NONE, PLANTED, TARGET, setting
 from removal import VERSIONS, cells
 from rows import read_rows
 from scan import hit
@@ -27,8 +28,12 @@ ULRL = "docs/ulrl.md"
 CHECKED = ("README.md", RESULTS)
 OURS = "ulrl default"
 """The column of ULRL as it is."""
+BEFORE = "ulrl before warps"
+"""The column of the default as it was before it looked for warps."""
+AGAIN = 2
+"""The planting of the models of 20,000 images that the default as it is was measured on."""
 CHOSEN_ON = 22
-"""The last model of the scan that its rules were chosen on."""
+"""The last model of the scan that the rule before was chosen on."""
 NOT_MEASURED = (
     "(5 %, `--clean 1000`",
     "the host took 5 to 12 % of the cores",
@@ -59,7 +64,7 @@ def sentences() -> dict[str, list[str]]:
         *transformer(),
         *texts(),
     ]
-    return {RESULTS: results, PROOF: prove(), ULRL: [*clean_looks(), *big_looks()]}
+    return {RESULTS: results, PROOF: prove(), ULRL: [*scanned(), *clean_looks(), *big_looks()]}
 
 
 def demo() -> list[str]:
@@ -224,14 +229,48 @@ def text_attacks() -> list[str]:
 
 
 def scanning() -> list[str]:
-    rows = [r for r in read_rows(RESULTS_DIR / "scan.jsonl") if r["model"] > CHOSEN_ON]
+    """Return what the scan finds by today's rule and by the one before, on models of the same seeds."""
+    today, before = (
+        {r["model"]: r for r in read_rows(RESULTS_DIR / f"{name}.jsonl")} for name in ("scan", "scan_earlier")
+    )
+
+    def top(row: dict[str, Any]) -> float:
+        return float(max(row["scores"]))
+
+    faint = [r for r in today.values() if r["attack"] == "sig"]
+    missed = [top(r) for r in faint if not hit(r)]
+    least = min(top(r) for r in faint if hit(r))
+    surest = max(top(r) for r in today.values() if r["attack"] == NONE)
+    untaken = [r for r in today.values() if r["attack"] != NONE and r["asr"] < PLANTED]
+    apart = max(abs(r["accuracy"] - before[n]["accuracy"]) for n, r in today.items())
+    if len(missed) != 1 or len(untaken) != 1 or not hit(untaken[0]):
+        raise ValueError(
+            "the page says that one SIG is missed, and that one LIRA did not take and is flagged"
+        )
+    return [
+        f"It {_found(today.values())}; on the models after number {CHOSEN_ON} alone it"
+        f" {_found(today.values(), CHOSEN_ON)}.",
+        f"the one missed scores {missed[0]:.2f}, another that is found {least:.3f}, hardly above the"
+        f" bound of {UlrlOptions().threshold}, and the surest clean model {surest:.2f}.",
+        f"(it draws {_percent(untaken[0]['asr'])} % of the triggered images)",
+        f"whose accuracy differs by up to {100 * apart:.1f} points",
+        f"On the models after number {CHOSEN_ON}, which it was not chosen on, it {_found(before.values(), CHOSEN_ON)}.",
+    ]
+
+
+def scanned() -> list[str]:
+    """Return what the scan finds by today's rule on all models that it was measured on."""
+    return [f"this {_found(read_rows(RESULTS_DIR / 'scan.jsonl'))} ([the table]"]
+
+
+def _found(rows: Iterable[dict[str, Any]], after: int = -1) -> str:
+    """Say what the scan found in the models after a number."""
+    rows = [r for r in rows if r["model"] > after]
     clean = [r for r in rows if r["attack"] == NONE]
     planted = [r for r in rows if r["attack"] != NONE and r["asr"] >= PLANTED]
     hits, flagged = sum(map(hit, planted)), sum(bool(r["suspicious"]) for r in clean)
-    return [
-        f"On the models after these alone it found {hits} of {len(planted)} targets and flagged"
-        f" {('none', 'one')[flagged]} of {len(clean)} clean models."
-    ]
+    wrongly = NUMBERS[flagged] if flagged else "none"
+    return f"found {hits} of {len(planted)} targets and flagged {wrongly} of {len(clean)} clean models"
 
 
 def clean_looks() -> list[str]:
@@ -297,12 +336,14 @@ def image_attacks() -> list[str]:
     every = read_rows(RESULTS_DIR / "image_attacks.jsonl")
     rows = [r for r in every if r["architecture"] == USUAL[0]]
 
-    def cells(clean: int, column: str, seed: int = 0, training: int = USUAL[1]) -> dict[str, dict[str, Any]]:
-        wanted = (training, clean, column, seed)
-        return {r["attack"]: r for r in rows if (r["training"], r["clean"], r["column"], r["seed"]) == wanted}
+    def cells(
+        clean: int, column: str, seed: int = 0, training: int = USUAL[1], planting: int = FIRST
+    ) -> dict[str, dict[str, Any]]:
+        where, wanted = (USUAL[0], training, clean, planting), (column, seed)
+        return {r["attack"]: r for r in rows if setting(r) == where and (r["column"], r["seed"]) == wanted}
 
-    def said(clean: int, column: str, seed: int = 0, training: int = USUAL[1]) -> str:
-        ours, before, usual = (cells(clean, c, seed, training) for c in (column, "attacked", CLEAN))
+    def said(clean: int, column: str, seed: int = 0, training: int = USUAL[1], planting: int = FIRST) -> str:
+        ours, before, usual = (cells(clean, c, seed, training, planting) for c in (column, "attacked", CLEAN))
         lost = {a: 100 * (before[a]["accuracy"] - r["accuracy"]) for a, r in ours.items()}
         spared, attacks = lost.pop(NONE, None), [a for a in ours if a != NONE]
         left, shown = ([100 * part[a]["asr"] for a in attacks] for part in (ours, usual))
@@ -319,16 +360,17 @@ def image_attacks() -> list[str]:
 
     def stayed(attack: str) -> str:
         """Say what the default without a look at warps left of an attack, by seeds."""
-        seeds = [cells(600, "ulrl before warps", seed, BIG)[attack]["asr"] for seed in (0, 1, 2)]
+        seeds = [cells(600, BEFORE, seed, BIG)[attack]["asr"] for seed in (0, 1, 2)]
         return ", ".join(map(_percent, seeds)).replace(", ", " and ").replace(" and ", ", ", 1)
 
-    def but_bpp(clean: int) -> str:
-        left = [100 * r["asr"] for a, r in cells(clean, OURS).items() if a not in {NONE, "bpp"}]
+    def but_bpp(clean: int, column: str = BEFORE, planting: int = FIRST) -> str:
+        found = cells(clean, column, planting=planting)
+        left = [100 * r["asr"] for a, r in found.items() if a not in {NONE, "bpp"}]
         return f"{mean(left):.1f} % on average and {max(left):.1f} %"
 
     columns = [
         {(r["attack"], r["seed"]): r for r in rows if (r["training"], r["column"]) == (BIG, column)}
-        for column in ("attacked", "ulrl before warps", OURS)
+        for column in ("attacked", BEFORE, OURS)
     ]
     attacked, earlier, today = columns
     flagged = 100 * (attacked[NONE, 2]["accuracy"] - earlier[NONE, 2]["accuracy"])
@@ -336,10 +378,13 @@ def image_attacks() -> list[str]:
     found = sum(TARGET in r["suspicious"] for r in big)
     wrongly = sum(bool(today[NONE, seed]["suspicious"]) for seed in (0, 1, 2))
     return [
-        said(600, OURS),
+        *(said(clean, OURS, planting=AGAIN) for clean in (600, 1000, 100)),
+        f"It misses BPP then ({_percent(cells(100, OURS, planting=AGAIN)['bpp']['asr'])} % of it stay); of the others"
+        f" it leaves {but_bpp(100, OURS, AGAIN)} at most",
+        said(600, BEFORE),
         f"without BPP it leaves {but_bpp(600)} at most on seed 0",
-        said(100, OURS),
-        f"BPP is missed there ({_percent(cells(100, OURS)['bpp']['asr'])} % of it stay); of the others it leaves"
+        said(100, BEFORE),
+        f"BPP is missed there ({_percent(cells(100, BEFORE)['bpp']['asr'])} % of it stay); of the others it leaves"
         f" {but_bpp(100)} at most (SSBA)",
         said(600, OURS, 1),
         said(100, OURS, 1),
