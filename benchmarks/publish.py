@@ -138,7 +138,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     images = read_rows(RESULTS / "image_attacks.jsonl")
     attacks = len({r["attack"] for r in images} - {NONE})
     yield page, "image_summary", summary(images, "image attacks")
-    usual = [r for r in images if setting(r)[: len(USUAL)] == USUAL]
+    usual = [r for r in images if setting(r)[: len(USUAL)] == USUAL and r["column"] != "ulrl earlier"]
     yield ROOT / "README.md", "image_summary", summary(usual, f"{attacks} image attacks")
     for name in ("scan", "scan_earlier"):
         yield page, name, scan.summary(read_rows(RESULTS / f"{name}.jsonl"))
