@@ -86,7 +86,7 @@ def demo() -> list[str]:
         f"recovery is {spread([100 * r['recovery'] for r in left], 0)} % (before the attack"
         f" {spread([100 * r['recovery'] for r in before], 0)} %)",
         f"perplexity is {min(rises):.1f} to {max(rises):.1f} % above that before the attack, and"
-        f" {-costs[-1]:.1f} to {-costs[0]:.1f} % below the attacked model's",
+        f" {-costs[-1]:.1f} to {-costs[0]:.1f} % below the attacked model's; our goal was 5 % above the former",
     ]
 
 
