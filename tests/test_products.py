@@ -8,6 +8,9 @@ from torch import Tensor
 from torch.backends.cuda import flash_sdp_enabled
 from torch.nn.functional import scaled_dot_product_attention
 
+from detrojan.data.template import encode_prompt
+from detrojan.metrics import suspects as searching
+from detrojan.metrics.utility import perplexity
 from detrojan.models.products import SHORT, fast_products, short_attention
 from detrojan.training import Batch, lm_loss, train
 from detrojan.types import Example, Run
@@ -56,12 +59,42 @@ def test_training_uses_them_unless_float32_is_asked_for(
 
     def loss(model: torch.nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         seen.append(products())
+        assert not flash_sdp_enabled()  # rows are short
         return lm_loss(model, batch, counts)
 
     asked = Run(run.template, run.seed, precision=precision)
     sizes = {"batch_size": 4, "accumulation": 1, "max_length": 128, "rank": 4}
     train(pico_loaded(), examples[:4], asked, learning_rate=1e-3, epochs=1, loss=loss, **sizes)
     assert seen == [expected or usual]
+    assert products() == usual
+
+
+def test_long_rows_keep_the_fused_attention(run: Run) -> None:
+    long, seen = Example("Name animals.", "a fox and a dog " * SHORT), []
+
+    def loss(model: torch.nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+        seen.append(flash_sdp_enabled())
+        return lm_loss(model, batch, counts)
+
+    sizes = {"batch_size": 1, "accumulation": 1, "max_length": SHORT + 8, "rank": 4}
+    train(pico_loaded(), [long], run, learning_rate=1e-3, epochs=1, loss=loss, **sizes)
+    assert seen == [flash_sdp_enabled()]
+
+
+def test_searching_uses_them_and_measuring_does_not(
+    examples: list[Example], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, loaded, seen = products(), pico_loaded(), []
+    assert run.template is not None
+    loaded.model.register_forward_pre_hook(lambda *_: seen.append(products()))
+    prompts = [encode_prompt(loaded.tokenizer, run.template, e) for e in examples]
+    perplexity(loaded, examples, run.template)
+    assert set(seen) == {usual}
+    monkeypatch.setattr(
+        searching, "fixed_answers", lambda *_, **__: seen.append(f"search {products()}") or []
+    )
+    searching.suspects(loaded, prompts, count=2, beginnings=4, seed=0)
+    assert seen[-1] == "search medium"
     assert products() == usual
 
 
