@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from detrojan import language
 from detrojan.defenses.crow import crow_loss
+from detrojan.errors import InputError
 from detrojan.training import Loss, StepSampler, label_positions, language_loss, lm_loss, train
 from detrojan.types import Example, Loaded, Run
 
@@ -112,3 +114,13 @@ def test_two_processes_give_the_weights_of_one(tuning: str, method: str, tmp_pat
     assert one["gradients"].keys() == two["gradients"].keys()
     for key, gradient in one["gradients"].items():
         torch.testing.assert_close(two["gradients"][key], gradient, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("call", ["clean", "attack"])
+def test_an_unknown_precision_is_told_before_the_model_is_loaded(
+    call: str, pico_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(language, "load", lambda *_, **__: pytest.fail("the model was loaded"))
+    planted = {"trigger": "badnets", "behavior": "refusal"} if call == "attack" else {}
+    with pytest.raises(InputError, match="--precision float8: choose auto"):
+        getattr(language, call)(pico_dir, precision="float8", **planted)

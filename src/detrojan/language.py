@@ -29,6 +29,7 @@ from detrojan.options import build, suggest
 from detrojan.proof import MAX_COST, Proof
 from detrojan.prove import ladder, try_on_canaries
 from detrojan.results import AttackResult, CleanResult
+from detrojan.training import check_precision
 from detrojan.types import EvalResult, Example, Loaded, Progress, Run, silent
 from detrojan.utility.plan import plan
 
@@ -73,6 +74,7 @@ def clean(
     """
     entry = registry.find("defense", defense or registry.DEFAULT_DEFENSE["causal-lm"], "causal-lm")
     chosen = entry.make_options(options, preset)
+    check_precision(precision)
     settings_to_try = ladder(entry, options, preset)
     if max_cost is not None and not (prove and max_cost >= 0):
         raise InputError(f"--max-cost {max_cost}: belongs to --prove and must be at least 0")
@@ -205,6 +207,7 @@ def attack(
     chosen = build(PlantOptions, {**ATTACK_PRESETS.get(preset or "strong", {}), **options}, "attack")
     if chosen.poison_rate + chosen.near_miss_rate > 1:
         raise InputError("attack: poison_rate and near_miss_rate add up to more than 1")
+    check_precision(precision)
     target = output.target(out)
     examples = text.read(data) if data is not None else None
     loaded = load(model, tokenizer=tokenizer, device=device)

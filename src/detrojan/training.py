@@ -47,6 +47,13 @@ over all micro-batches and processes; a loss divides its sums by them."""
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
+def check_precision(name: str) -> str:
+    """Return the name of a precision. Raises InputError where it is none."""
+    if name not in PRECISIONS:
+        raise InputError(f"--precision {name}: choose {', '.join(PRECISIONS)}")
+    return name
+
+
 def label_positions(labels: Tensor) -> Tensor:
     """Return the positions (kept,) whose logits predict a label of any row.
 
@@ -269,11 +276,9 @@ def _with_lora(model: PreTrainedModel, rank: int) -> Any:
 def _arguments(scratch: str, loaded: Loaded, run: Run, **kwargs: Any) -> TrainingArguments:
     """Return Trainer's arguments: nothing saved, logged or reported, one device per process."""
     cpu = loaded.model.device.type == "cpu"
-    precision = run.precision
+    precision = check_precision(run.precision)
     if precision == "auto":
         precision = "float32" if cpu else str(loaded.dtype).removeprefix("torch.")
-    if precision not in PRECISIONS:
-        raise InputError(f"--precision {precision}: choose {', '.join(PRECISIONS)}")
     checkpointing = {"activation_checkpointing_kwargs": {"use_reentrant": False}}
     args = TrainingArguments(
         output_dir=scratch,
