@@ -37,6 +37,7 @@ from detrojan.models.adapters import joined
 from detrojan.models.load import cast, compute_dtype, settle
 from detrojan.models.prefix import logits_at
 from detrojan.models.products import fast_products, short_attention
+from detrojan.models.visited import confine, free
 from detrojan.types import Example, Loaded, Progress, Run
 
 Batch = dict[str, Tensor]
@@ -92,6 +93,7 @@ def train(
     max_length: int,
     rank: int,
     full: bool = False,
+    confined: float = 0.0,
     warmup: float = 0.1,
     gradient_checkpointing: bool = False,
     loss: Loss = lm_loss,
@@ -100,7 +102,8 @@ def train(
     """Train on the answers of the examples and return the model with the change merged in.
 
     The model of `loaded` is edited in place (its owner is the caller). With `full` all weights move, else a
-    LoRA of `rank` on all linear layers. The weights are rounded to the storage type at the end. Raises
+    LoRA of `rank` on all linear layers, which `confined` above 0 keeps from what the examples visit inside
+    (`models.visited`, where it is the bound). The weights are rounded to the storage type at the end. Raises
     NonFiniteLossError as soon as a loss is not finite; the random state of the process is left as it was.
     """
     if run.template is None:
@@ -110,11 +113,13 @@ def train(
     with contextlib.ExitStack() as stack:
         scratch = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(isolated_rng(run.seed))
+        trained = _with_lora(model, rank) if not full else model.float()
+        if confined and not full:
+            confine(trained, [row["input_ids"] for row in rows], confined)
         stack.enter_context(fast_products(model.device, run.precision == "auto"))
         stack.enter_context(
             short_attention(model.device, max((len(row["input_ids"]) for row in rows), default=0))
         )
-        trained = _with_lora(model, rank) if not full else model.float()
         use_cache, trained.config.use_cache = trained.config.use_cache, False
         trainer = LanguageTrainer(
             loss=loss,
@@ -143,6 +148,7 @@ def train(
             model.gradient_checkpointing_disable()
     adapter = None
     if not full:
+        free(trained)
         if run.keep_adapter:
             adapter = copy.deepcopy(trained)
             if (

@@ -62,6 +62,11 @@ class RecantOptions:
     inside: float = option(
         10.0, "weight of how far hidden states move of samples that are not pushed", minimum=0.0
     )
+    confined: float = option(
+        0.05,
+        "of the mean: what clean prompts fill inside a layer by more is left alone; 0: nothing is",
+        minimum=0.0,
+    )
     trust: float = option(
         0.5, "weight of the samples' answers against the model's own words", minimum=0.0, maximum=1.0
     )
@@ -108,7 +113,14 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         return loaded  # training against nothing would only change what an honest model says
     kept = [e for e in clean if not _planted(e, planted)]
 
-    def learned(loaded: Loaded, examples: Sequence[Example], passes: float, label: str, loss: Loss) -> Loaded:
+    def learned(
+        loaded: Loaded,
+        examples: Sequence[Example],
+        passes: float,
+        label: str,
+        loss: Loss,
+        confined: float = 0.0,
+    ) -> Loaded:
         return train(
             loaded,
             examples,
@@ -119,6 +131,7 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
             accumulation=options.accumulation,
             max_length=options.max_length,
             rank=options.rank,
+            confined=confined,
             loss=loss,
             label=label,
         )
@@ -148,7 +161,7 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         trust=options.trust,
         seed=run.seed,
     )
-    return learned(loaded, kept, passes, "recanting", loss)
+    return learned(loaded, kept, passes, "recanting", loss, options.confined)
 
 
 def _ways_to_say(found: FixedAnswer, suspicious: float) -> list[tuple[int, ...]]:
