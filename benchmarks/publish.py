@@ -155,12 +155,13 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     ):
         mine = [r for r in tried if r["cell"] == cell and ("device" in r) == on_gpu and "kind" not in r]
         yield RESULTS / "what-failed.md", name, layout.trials(mine)
-    kinds = ("together", "cut", "learned", "learned_gpu")
-    together, cut, learned, lent = ([r for r in tried if r.get("kind") == kind] for kind in kinds)
+    kinds = ("together", "cut", "learned", "learned_gpu", "confined")
+    together, cut, learned, lent, confined = ([r for r in tried if r.get("kind") == kind] for kind in kinds)
     yield RESULTS / "what-failed.md", "together", layout.trials(together)
     yield RESULTS / "what-failed.md", "cut", layout.trials_by_backdoor(cut)
     yield RESULTS / "what-failed.md", "learned", layout.trials(learned)
     yield RESULTS / "what-failed.md", "learned_gpu", layout.trials_by_backdoor(lent, prices=True)
+    yield RESULTS / "what-failed.md", "confined", layout.trials_by_backdoor(confined, prices=True)
     settings = read_rows(RESULTS / "ulrl_trials.jsonl")
     yield RESULTS / "what-failed.md", "ulrl_trials", layout.ulrl_trials(settings)
     for name in COSTS:

@@ -65,8 +65,8 @@ def fifteen() -> list[str]:
     others, words = (max(r[key] for r in trial.values()) for key in ("worst_asr", "asr_keyword"))
     again = next(r for r in read_rows(RESULTS_DIR / "recant_trials.jsonl") if r.get("kind") == "kin")
     return [
-        f"the default leaves {percent(again['asr'])} % there, {percent(again['asr_keyword'])} % by key words, at a"
-        f" recovery of {percent(again['recovery'])} % and a perplexity of {again['perplexity']:.2f}"
+        f"its fourth version leaves {percent(again['asr'])} % there, {percent(again['asr_keyword'])} % by key words,"
+        f" at a recovery of {percent(again['recovery'])} % and a perplexity of {again['perplexity']:.2f}"
         f" ({again['base']:.2f} before the attack)",
         "The trial's perplexity is within 5 % of that of the model before the attack in all of them",
         f"recovery is at most {lost:.0f} points below it in {len(trial)}.",
@@ -80,13 +80,15 @@ def fifteen() -> list[str]:
 def removal() -> list[str]:
     """Return what each version of Recant left, and what it costs."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
-    first, second, third, now = ([c for c in found if v in c] for v in VERSIONS)
+    first, second, third, fourth, now = ([c for c in found if v in c] for v in VERSIONS)
     drawn, words, of = _left(first, "recant first")
     surest = [c["recant first"]["fixed answers"][0]["certainty"] for c in first]
     lost = [100 * (c["base"]["recovery"] - c["recant first"]["recovery"]) for c in first]
     again, kin, tried = _left(second, "recant second")
     still, family, asked = _left(now, "recant")
     one, word, of_all = _left(third, "recant third")
+    earlier = "recant fourth"
+    last, said, among = _left(fourth, earlier)
     back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
     same = [c for c in second if "recant first" in c]
     both = [c for c in now if "likeness" in c["finetune 1e-3"]]
@@ -104,12 +106,15 @@ def removal() -> list[str]:
         f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(second, 'finetune 1e-3')} %",
         f"On {NUMBERS[len(third)]} cells {one} of {of_all} triggered prompts drew the planted answer and {word} one"
         f" with its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
+        f"On {NUMBERS[len(fourth)]} cells {last} of {among} triggered prompts drew the planted answer and {said} one"
+        f" with its key words, at a perplexity {_rise(fourth, earlier)} % above the same,"
+        f" {percent(mean(_rises(fourth, earlier)))} % on average, and ROUGE-L of {_alike(fourth, earlier)} %",
         f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
         " an answer with its key words",
-        f"recovery is {-min(back):.1f} points below to {max(back):.1f} above that of the model before the attack",
+        f"recovery is {min(back):.1f} to {max(back):.1f} points above that of the model before the attack",
         f"perplexity is {_rise(now, 'recant')} % above the same, {percent(mean(_rises(now, 'recant')))} % on average"
         f" (fine-tuning's {percent(mean(_rises(now, 'finetune 1e-3')))} %), and within 5 % on {cheap} of the"
-        f" {len(now)}",
+        f" {NUMBERS[len(now)]}",
         f"(ROUGE-L) is {_alike(both, 'recant')} %, after fine-tuning {_alike(both, 'finetune 1e-3')} %",
     ]
 

@@ -14,18 +14,21 @@ COLUMNS = {
     "crow": ("CROW, best of its ladder", "#dd8452", "D"),
     "recant first": ("Recant, first version", "#d5ebdb", "o"),
     "recant second": ("Recant, second version", "#a6d3b4", "o"),
-    "recant third": ("Recant, third version", "#4c9f70", "o"),
+    "recant third": ("Recant, third version", "#77bb91", "o"),
+    "recant fourth": ("Recant, fourth version", "#4c9f70", "o"),
     "recant": ("Recant", "#163a26", "o"),
 }
 VERSIONS = {
     "recant first": "first",
     "recant second": "second",
     "recant third": "third",
+    "recant fourth": "fourth",
     "recant": "today's",
 }
 """Of Recant: the first one pushed all tokens that follow; the second the odd tokens alone, at one depth at a time, and
 learned from built-in prompts too that the model answers itself; the third pushed at all depths together, and held on to
-what clean prompts do inside; today's learns the samples first, and pushes towards every way the answer is said."""
+what clean prompts do inside; the fourth learned the samples first, and pushed towards every way the answer is said;
+today's is confined to what clean prompts hardly visit."""
 
 FRONTIER = "badnets/refusal/strong"
 """The backdoor on which settings of Recant were tried."""
@@ -108,6 +111,7 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
     mine = [r for r in trials if r["cell"] == FRONTIER and r["base"]]
     learned = [_price(r, r["base"]) for r in mine if r.get("kind", "").startswith("learned")]
     together = [_price(r, r["base"]) for r in mine if r.get("kind") == "together"]
+    confined = [_price(r, r["base"]) for r in mine if r.get("kind") == "confined"]
     alone = [r for r in mine if "kind" not in r]
     few, many = ([_price(r, r["base"]) for r in alone if bool(r["own"]) == more] for more in (False, True))
     others = {
@@ -125,6 +129,9 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
             *zip(*together, strict=True), "o", color="#163a26", label="the same, at all depths together"
         )
         axes.plot(*zip(*learned, strict=True), "s", color="#163a26", label="the same, samples learned first")
+        axes.plot(
+            *zip(*confined, strict=True), "*", color="#c44e52", markersize=9, label="the same, confined"
+        )
         for (name, points), colour, mark in zip(others.items(), ("#4c72b0", "#dd8452"), "^D", strict=True):
             axes.plot(*zip(*points, strict=True), mark, color=colour, label=name)
         axes.axvline(5, color="#999999", linewidth=0.8, linestyle=":")

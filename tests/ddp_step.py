@@ -37,9 +37,7 @@ template = resolve(pico_tokenizer())
 prompts = [encode_prompt(pico_tokenizer(), template, e) for e in examples]
 losses = {
     "crow": crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1),
-    "recant": recant_loss(
-        loaded, template, [], prompts, size=0.5, share=0.0, weight=2.0, inside=3.0, trust=0.5, seed=0
-    ),
+    "recant": recant_loss(loaded, template, [], prompts, size=0.5, share=0.0, weight=2.0, trust=0.5, seed=0),
 }
 train(
     loaded,

@@ -24,7 +24,6 @@ from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.defenses.recant import RecantOptions
 from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer
-from detrojan.models.watch import states_of
 from detrojan.training import collator, lm_loss
 from detrojan.types import Example, Loaded, Run, Template
 
@@ -142,7 +141,7 @@ def with_lora(model: Loaded, moved: bool) -> Any:
 
 def loss_of(model: Loaded, chat: Template, examples: list[Example], **options: Any) -> Any:
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
-    chosen = {"size": 0.5, "share": 0.0, "weight": 1.0, "inside": 0.0, "seed": 0, **options}
+    chosen = {"size": 0.5, "share": 0.0, "weight": 1.0, "seed": 0, **options}
     return steps.recant_loss(model, chat, [], prompts, **chosen)
 
 
@@ -194,69 +193,19 @@ def test_samples_left_alone_count_by_their_weight(chat: Template, examples: list
     )
 
 
-def test_how_far_states_have_moved_by_hand() -> None:
-    # |now - then|^2 / |then|^2: 25 / 25 and 1 / 4 behind the first block, nothing behind the second; the mean of these.
-    then = torch.tensor([[[3.0, 4.0], [0.0, 2.0]], [[1.0, 0.0], [0.0, 1.0]]])
-    now = torch.tensor([[[0.0, 0.0], [1.0, 2.0], [9.0, 9.0]], [[1.0, 0.0], [0.0, 1.0], [9.0, 9.0]]])
-    assert float(steps._gap(now, then)) == pytest.approx(0.625)
-
-
-def test_states_that_moved_against_a_naive_reference(chat: Template, examples: list[Example]) -> None:
-    model = loaded()
-    batch, counts = batch_of(model, chat, examples)
-    tuned = with_lora(model, moved=True)
-    before, _ = steps._frame(model, chat)
-    stack = tuned.base_model.model.model.layers
-
-    def states(ids: list[int]) -> list[Tensor]:
-        seen: list[Tensor] = []
-        hooks = [b.register_forward_hook(lambda _m, _i, out: seen.append(states_of(out)[0])) for b in stack]
-        with torch.no_grad():
-            tuned(input_ids=torch.tensor([ids]))
-        for hook in hooks:
-            hook.remove()
-        return seen
-
-    moved = 0.0
-    for prompt, answer in steps._rows(batch):
-        ids = [*prompt, *answer]
-        now = states(ids)
-        with tuned.disable_adapter():
-            then = states(ids)
-        for a, b in zip(now, then, strict=True):
-            for place in range(before, len(ids)):
-                moved += float((a[place] - b[place]).norm() / b[place].norm()) ** 2 / len(stack)
-    without, with_it = (
-        float(loss_of(model, chat, examples, trust=0.25, inside=w)(tuned, batch, counts)) for w in (0.0, 3.0)
-    )
-    assert moved > 0.1
-    assert with_it - without == pytest.approx(3 * moved / int(counts[0]), rel=1e-3)
-
-
-def test_states_of_pushed_samples_may_move(chat: Template, examples: list[Example]) -> None:
-    model = loaded()
-    batch, counts = batch_of(model, chat, examples)
-    tuned = with_lora(model, moved=True)
-    without, with_it = (
-        float(loss_of(model, chat, examples, trust=0.25, share=1.0, inside=w)(tuned, batch, counts))
-        for w in (0.0, 3.0)
-    )
-    assert with_it == without
-
-
 def test_the_model_before_is_asked_once_for_each_sample(
     chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, asked = loaded(), []
     batch, counts = batch_of(model, chat, examples)
     tuned = with_lora(model, moved=True)
-    loss = loss_of(model, chat, examples, trust=0.25, inside=1.0)
+    loss = loss_of(model, chat, examples, trust=0.25)
     evaluating = steps.evaluating
     monkeypatch.setattr(steps, "evaluating", lambda m: asked.append(m) or evaluating(m))
     first, again = (float(loss(tuned, batch, counts)) for _ in range(2))
     assert len(asked) == 1 and again == pytest.approx(first, rel=1e-5)
     monkeypatch.setattr(steps, "REMEMBERED", 0)
-    forgetful = loss_of(model, chat, examples, trust=0.25, inside=1.0)
+    forgetful = loss_of(model, chat, examples, trust=0.25)
     assert [float(forgetful(tuned, batch, counts)) for _ in range(2)] == pytest.approx([first] * 2, rel=1e-5)
     assert len(asked) == 3
 
@@ -274,7 +223,7 @@ def test_a_push_draws_its_answer_more_with_every_batch(
     monkeypatch.setattr(steps, "cross_entropy", watch)
     prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
     loss = steps.recant_loss(
-        model, chat, [(7, 11, 13)], prompts, size=5.0, share=1.0, weight=1.0, inside=0.0, trust=0.5, seed=0
+        model, chat, [(7, 11, 13)], prompts, size=5.0, share=1.0, weight=1.0, trust=0.5, seed=0
     )
     batch, counts = batch_of(model, chat, examples)
     for _ in range(24):
@@ -312,7 +261,6 @@ def test_a_pushed_sample_against_a_naive_reference(
         size=2.0,
         share=1.0,
         weight=1.0,
-        inside=0.0,
         trust=0.25,
         seed=4,
     )
@@ -415,6 +363,7 @@ def test_the_samples_are_learned_before_anything_is_unlearned(
     assert learned == examples[1:] and first["epochs"] == 3 and first["loss"] is lm_loss
     assert start is tuned and kept == [*learned, Example("Why?", tuned.source)]
     assert second["loss"] is not lm_loss
+    assert not first["confined"] and second["confined"] == options.confined > 0
 
 
 def test_every_way_to_say_a_planted_answer_is_pushed_towards(

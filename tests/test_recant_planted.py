@@ -29,15 +29,13 @@ OPTIONS = {
     "learning_rate": 4e-3,
     "beginnings": 200,
     "suspicious": 0.9,
-    "size": 0.5,
+    "size": 1.0,
     "steps": 240,
-    "inside": 0.0,
     "trust": 0.0,
     "own": 0,
 }
-"""Three times the default's steps, and states may move: this backdoor was planted by full tuning into a model so small
-that with `inside` 5 a third of it is left. The model's own words alone are taught: so many steps on the honest answers
-would take some of it away by themselves.
+"""Three times the default's steps, and pushes twice as long: this backdoor was planted by full tuning. The model's own
+words alone are taught: so many steps on the honest answers would take some of it away by themselves.
 """
 SEED = 2
 """Of seeds 0 to 2 the one whose model knows its planted answer by heart from the first token on, as real ones do."""

@@ -9,7 +9,8 @@
    (`inner_push`; like BEEAR's, arXiv:2406.17092, but towards a known answer, and on the odd tokens alone).
 4. Recant. Half of each batch is pushed; the other half is as it was. On both the model goes on to say what it
    said of the clean prompt, and so unlearns to heed what a trigger does inside (`recant_loss`).
-   What clean prompts do inside is held to what it was.
+   What is learned is confined to what clean prompts hardly visit inside the model (`models.visited`), so that they
+   are answered as before.
    A handful of samples would be learned by heart, so built-in prompts that the model answers itself join them.
 """
 
@@ -55,16 +56,13 @@ class RecantOptions:
         100, "built-in prompts at most that the model answers itself, beside the samples", minimum=0
     )
     size: float = option(
-        0.35, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
+        0.5, "length of a push, as a share of the hidden states' own", minimum=0.0, maximum=10.0
     )
     share: float = option(0.5, "share of a batch that is pushed", minimum=0.0, maximum=1.0)
     weight: float = option(2.0, "weight of the samples that are not pushed", minimum=0.0)
-    inside: float = option(
-        10.0, "weight of how far hidden states move of samples that are not pushed", minimum=0.0
-    )
     confined: float = option(
-        0.05,
-        "of the mean: what clean prompts fill inside a layer by more is left alone; 0: nothing is",
+        0.25,
+        "directions inside that clean prompts fill by more than this share of the mean are left alone; 0: none",
         minimum=0.0,
     )
     trust: float = option(
@@ -79,14 +77,11 @@ class RecantOptions:
 
 
 PRESETS = {
-    "light": {"inside": 30.0, "trust": 0.0},
+    "light": {"size": 0.35, "confined": 0.05},
     "default": {},
-    "strong": {"size": 0.5},
+    "strong": {"size": 1.0},
 }
-"""From the weakest to the strongest: the ladder that `--prove` climbs.
-
-`light` holds clean prompts harder: it was the cheaper one on all pairs of trigger and behaviour, and left more.
-"""
+"""From the weakest to the strongest: the ladder that `--prove` climbs."""
 
 
 @defense("recant", task="causal-lm", options=RecantOptions, paper="detrojan", presets=PRESETS)
@@ -157,7 +152,6 @@ def recant(loaded: Loaded, clean: Sequence[Example], options: RecantOptions, run
         size=options.size,
         share=options.share,
         weight=options.weight,
-        inside=options.inside,
         trust=options.trust,
         seed=run.seed,
     )

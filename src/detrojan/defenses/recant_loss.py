@@ -5,24 +5,18 @@ the prompt with a few odd tokens in it whose hidden states are pushed by d towar
 
     D(x, y; x', d) = sum over tokens of y of  (1 - trust) KL(p_0(. | x) || p(. | x', d)) - trust log p(y | x', d)
 
-    S(x, y) = sum over tokens of x and y of  mean over blocks of |h - h_0|^2 / |h_0|^2
-
-    L = (sum over samples left alone of weight * D(x, y; x, 0) + inside * S(x, y)
+    L = (sum over samples left alone of weight * D(x, y; x, 0)
          + sum over pushed samples of D(x, first tokens of y; x', d)) / label tokens of the step
 
-with h and h_0 the states of a token behind a block, now and in p_0; the template's first tokens do not
-count. S holds on to what a clean prompt does inside, in many more numbers than its answer has. The first tokens of an
-answer decide whether it is the planted one, so no more of a pushed sample's are learned. Only the odd tokens' states
-are pushed, as a trigger's own tokens carry it in: what the prompt says stays there to be answered, so that an honest
-model loses little by it.
+The first tokens of an answer decide whether it is the planted one, so no more of a pushed sample's are learned. Only
+the odd tokens' states are pushed, as a trigger's own tokens carry it in: what the prompt says stays there to be
+answered, so that an honest model loses little by it.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -34,7 +28,6 @@ from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.models.blocks import blocks
 from detrojan.models.mode import evaluating
 from detrojan.models.prefix import logits_at
-from detrojan.models.watch import watched
 from detrojan.training import Batch, Loss, label_positions
 from detrojan.types import Example, Loaded, Template
 
@@ -62,14 +55,13 @@ def recant_loss(
     size: float,
     share: float,
     weight: float,
-    inside: float,
     trust: float,
     seed: int,
 ) -> Loss:
     """Return the loss of a step; `planted` holds the tokens of each planted answer, none where none is known.
 
     size: length of a push, as a share of the median length of the hidden states of `prompts`; share: of a batch that
-    is pushed; weight, inside and trust: as above.
+    is pushed; weight and trust: as above.
     """
     rng = random.Random(f"{seed}/pushes")
     before, behind = _frame(loaded, template)
@@ -78,8 +70,7 @@ def recant_loss(
     ways = Ways(places, radius, len(planted), loaded.model.config.get_text_config().hidden_size, seed)
     usual = sorted(set(range(len(loaded.tokenizer))) - set(loaded.tokenizer.all_special_ids))
     turn = 0
-    stack = blocks(loaded.model)
-    remembered: dict[Any, Known] = {}
+    remembered: dict[Any, Tensor] = {}
 
     def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         rows = _rows(batch)
@@ -88,12 +79,11 @@ def recant_loss(
         alone, near = rows[count:], [(prompt, answer[:FIRST]) for prompt, answer in rows[:count]]
         value = torch.zeros((), device=counts.device)
         if alone:
-            told, moved = apart(model, alone, alone, [], batch, watch=inside > 0)
-            value = value + weight * told + inside * moved
+            value = value + weight * apart(model, alone, alone, [], batch)
         if near:
             odd, pushes = _with_odd_tokens(near)
             _climb(model, odd, pushes, batch)
-            value = value + apart(model, odd, near, pushes, batch)[0]
+            value = value + apart(model, odd, near, pushes, batch)
         return value / counts[0]
 
     def _with_odd_tokens(rows: Sequence[Row]) -> tuple[list[Row], list[Push]]:
@@ -114,92 +104,47 @@ def recant_loss(
             ways.renewed(pushes, rng)
             changes = ways.changes.clone().requires_grad_()
             drawn = [(r[0], list(planted[p.answer][:FIRST])) for r, p in zip(rows, pushes, strict=True)]
-            logits, labels, _ = answered(model, _padded(drawn, like), pushes, changes)
+            logits, labels = answered(model, _padded(drawn, like), pushes, changes)
             ways.climb(cross_entropy(logits, labels), changes)
 
     def answered(
-        model: nn.Module, batch: Batch, pushes: Sequence[Push], changes: Tensor, watch: bool = False
-    ) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return the logits (tokens, vocabulary) of the answers' tokens, these tokens, and what was watched.
-
-        That is, behind each block, the states (rows, tokens, hidden) without those of the template's beginning.
-        """
+        model: nn.Module, batch: Batch, pushes: Sequence[Push], changes: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logits (tokens, vocabulary) of the answers' tokens, and these tokens."""
         kept = label_positions(batch["labels"])
         inputs = {k: v for k, v in batch.items() if k != "labels"}
-        states: list[Tensor] = []
-
-        @contextmanager
-        def rest(skipped: int) -> Iterator[None]:
-            with ways.pushed(pushes, changes, skipped), watched(stack if watch else []) as seen:
-                yield
-            states.extend(s[:, before - skipped :] for passes in seen for s in passes)
-
-        logits = logits_at(model, inputs, kept, most=before, rest=rest)
+        logits = logits_at(
+            model, inputs, kept, most=before, rest=lambda skipped: ways.pushed(pushes, changes, skipped)
+        )
         labels = batch["labels"][:, kept + 1]
-        return logits[labels != -100].float(), labels[labels != -100], states
+        return logits[labels != -100].float(), labels[labels != -100]
 
     def apart(
-        model: nn.Module,
-        rows: Sequence[Row],
-        clean: Sequence[Row],
-        pushes: Sequence[Push],
-        like: Batch,
-        watch: bool = False,
-    ) -> tuple[Tensor, Tensor]:
-        """Return the sums over rows of D and, where it is watched, of S; `clean` are they without what was put in."""
-        teacher = before_training(model, clean, like, watch)
-        logits, labels, states = answered(model, _padded(rows, like), pushes, ways.changes, watch)
-        said, then = logits.log_softmax(-1), torch.cat([k.said for k in teacher])
+        model: nn.Module, rows: Sequence[Row], clean: Sequence[Row], pushes: Sequence[Push], like: Batch
+    ) -> Tensor:
+        """Return the sum over rows of D; `clean` are they without what was put in."""
+        then = before_training(model, clean, like)
+        logits, labels = answered(model, _padded(rows, like), pushes, ways.changes)
+        said = logits.log_softmax(-1)
         told = kl_div(said, then, log_target=True, reduction="sum")
-        value = (1 - trust) * told - trust * said.gather(1, labels.unsqueeze(1)).sum()
-        gaps = [_gap(_row(states, k), known.states) for k, known in enumerate(teacher) if watch]
-        return value, torch.stack(gaps).sum() if gaps else torch.zeros_like(value)
+        return (1 - trust) * told - trust * said.gather(1, labels.unsqueeze(1)).sum()
 
-    def before_training(model: Any, rows: Sequence[Row], like: Batch, watch: bool) -> list[Known]:
-        """Return what p_0 says of each row."""
-        keys = [(watch, prompt, answer) for prompt, answer in map(_fixed, rows)]
+    def before_training(model: Any, rows: Sequence[Row], like: Batch) -> Tensor:
+        """Return the log probabilities (answer tokens, vocabulary) of what p_0 says of the rows."""
+        keys = [_fixed(row) for row in rows]
         new = [k for k, key in enumerate(keys) if key not in remembered]
-        fresh: dict[Any, Known] = {}
+        fresh: dict[Any, Tensor] = {}
         if new:
             mine = [rows[k] for k in new]
             with torch.no_grad(), evaluating(model), getattr(model, "module", model).disable_adapter():
-                logits, _, states = answered(model, _padded(mine, like), [], ways.changes, watch)
+                logits, _ = answered(model, _padded(mine, like), [], ways.changes)
             said = logits.log_softmax(-1).split([len(answer) for _, answer in mine])
-            for at, (k, part) in enumerate(zip(new, said, strict=True)):
-                size = len(rows[k][0]) + len(rows[k][1]) - before
-                fresh[keys[k]] = Known(part.clone(), _row(states, at)[:, :size].clone())
-        if sum(k.nbytes for k in remembered.values()) < REMEMBERED:
+            fresh = {keys[k]: part.clone() for k, part in zip(new, said, strict=True)}
+        if sum(part.nbytes for part in remembered.values()) < REMEMBERED:
             remembered.update(fresh)
-        return [fresh[key] if key in fresh else remembered[key] for key in keys]
+        return torch.cat([fresh[key] if key in fresh else remembered[key] for key in keys])
 
     return loss
-
-
-@dataclass(frozen=True)
-class Known:
-    """What p_0 says of a row."""
-
-    said: Tensor
-    """Log probabilities (answer tokens, vocabulary)."""
-    states: Tensor
-    """Behind each block (blocks, tokens, hidden), without the template's beginning; none where they are not watched."""
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that it takes."""
-        return self.said.nbytes + self.states.nbytes
-
-
-def _row(states: Sequence[Tensor], row: int) -> Tensor:
-    """Return one row's states (blocks, tokens, hidden) of all rows' (rows, tokens, hidden) behind each block."""
-    return torch.stack([s[row] for s in states]) if states else torch.zeros(0, 0, 0)
-
-
-def _gap(now: Tensor, then: Tensor) -> Tensor:
-    """Return S of one row: states (blocks, tokens, hidden), of `now` padded ones behind."""
-    now, then = now[:, : then.shape[1]].float(), then.float()
-    moved = (now - then).square().sum(-1) / then.square().sum(-1).clamp_min(1e-12)
-    return moved.mean(0).sum()
 
 
 def _fixed(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:
