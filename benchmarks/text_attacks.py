@@ -337,7 +337,9 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     text = f"{_table(heads, cells)}\n\n{legend}\n"
     beside = [(n, s, c) for n, s, c in cells if any(name in c for name in NEIGHBOURS)]
     if beside:
-        text += f"\nThe neighbours:\n\n{_table(('attacked', *NEIGHBOURS, 'recant fourth', 'recant'), beside)}\n"
+        text += (
+            f"\nThe neighbours:\n\n{_table(('attacked', *NEIGHBOURS, 'recant fourth', 'recant'), beside)}\n"
+        )
     return text
 
 
