@@ -876,3 +876,13 @@ def test_batches_and_modes() -> None:
 
 def test_public_names() -> None:
     assert detrojan.load_classifier is load_classifier
+
+
+@pytest.mark.parametrize(("width", "last"), [(4, False), (8, True)])
+def test_channels_come_last_where_no_gradient_writes_past_its_memory(
+    width: int, last: bool, tmp_path: Path
+) -> None:
+    new_classifier("preact-resnet8", NAMES, (1, 8, 8), width=width).save_pretrained(tmp_path)
+    convolutions = (m for m in load_classifier(tmp_path).model.modules() if isinstance(m, nn.Conv2d))
+    inner = next(m for m in convolutions if m.in_channels > 1)
+    assert inner.weight.is_contiguous(memory_format=torch.channels_last) is last

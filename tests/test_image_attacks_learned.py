@@ -487,8 +487,8 @@ def test_the_backdoor_is_learned(name: str) -> None:
 def test_lc_is_learned_by_its_noise() -> None:
     held, rates = bright_quarters(200, seed=1, contrast=0.1), []
     for epsilon, epochs in ((0.08, 5), (0.0, 1)):
-        subject = victim(count=400, poison_rate=0.2, target=1, epochs=6)
-        subject = dataclasses.replace(subject, rows=bright_quarters(400, contrast=0.1))
+        subject = victim(count=600, poison_rate=0.2, target=1, epochs=6)
+        subject = dataclasses.replace(subject, rows=bright_quarters(600, contrast=0.1))
         trigger = plant("lc", subject, epsilon=epsilon, surrogate_epochs=epochs, noise_steps=5)
         accuracy, hits = success(subject, trigger, held)
         assert accuracy > 0.95

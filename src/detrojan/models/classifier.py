@@ -154,6 +154,15 @@ def _processor(path: Path, config: dict[str, Any], source: str) -> Any:
         raise InputError(f"{source}: its image processor cannot be loaded ({first_line(error)})") from None
 
 
+def _narrow(model: PreTrainedModel) -> bool:
+    """Say whether a model steps over few channels by convolutions of single pixels.
+
+    Their weights' gradients write past their memory in oneDNN 3.12 where channels come last, on CPUs with AVX2 alone.
+    """
+    convolutions = (m for m in model.modules() if isinstance(m, nn.Conv2d))
+    return any(c.kernel_size == (1, 1) and max(c.stride) > 1 and c.in_channels < 8 for c in convolutions)
+
+
 def _finish(
     model: PreTrainedModel,
     source: str,
@@ -164,7 +173,7 @@ def _finish(
 ) -> Classifier:
     config, storage = model.config, next(model.parameters()).dtype
     cast_all(model.to(device), compute_dtype(storage, device))
-    if device.type == "cpu" and isinstance(model, ZooForImageClassification):
+    if device.type == "cpu" and isinstance(model, ZooForImageClassification) and not _narrow(model):
         model.to(memory_format=torch.channels_last)  # a quarter faster; models of others may not bear it
     model.eval()
     text = hasattr(processor, "pad") and hasattr(processor, "vocab_size")
