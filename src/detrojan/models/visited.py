@@ -43,9 +43,9 @@ class Unvisited(nn.Module):
 
 
 def confine(model: Any, rows: Sequence[Sequence[int]], bound: float) -> None:
-    """Confine the fresh LoRA of a PEFT model to what the tokenised clean `rows` hardly visit, until it is `freed`.
+    """Confine the fresh LoRA of a PEFT model to what the tokenised clean `rows` hardly visit, until `free`.
 
-    The experts of a mixture, whose LoRA is not given inputs of its own, are not confined.
+    Stacked experts of a mixture, whose LoRA is not given inputs of its own, are not confined.
     """
     for part in _parts(list(_factors(model)), ROOM):
         for layers, moment in _moments(model, rows, part):
