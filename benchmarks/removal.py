@@ -6,6 +6,8 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from words import percent
+
 from text_attacks import best_of_ladder, cells_of
 
 COLUMNS = {
@@ -61,14 +63,14 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             three = (base, attacked, recant)
             priced = (attacked, cell["finetune 1e-3"], recant)
             perplexities = ", ".join(f"{r['perplexity']:.2f}" for r in (base, *priced))
-            alike = ", ".join(_percent(r["likeness"]) if "likeness" in r else "-" for r in priced)
+            alike = ", ".join(percent(r["likeness"]) if "likeness" in r else "-" for r in priced)
             lines.append(
                 f"| {name}, seed {seed} | {VERSIONS[column]} | {found} ({surest['certainty']:.3f})"
-                f" | {_percent(attacked['asr'])}, {_percent(recant['asr'])} [{_percent(low)}, {_percent(high)}]"
-                f" | {_percent(attacked['asr_keyword'])}, {_percent(recant['asr_keyword'])}"
-                f" | {_percent(recant['worst_asr'])}"
-                f" | {', '.join(_percent(r['recovery']) for r in three)} | {alike}"
-                f" | {_percent(attacked['clean_asr'])}, {_percent(recant['clean_asr'])}"
+                f" | {percent(attacked['asr'])}, {percent(recant['asr'])} [{percent(low)}, {percent(high)}]"
+                f" | {percent(attacked['asr_keyword'])}, {percent(recant['asr_keyword'])}"
+                f" | {percent(recant['worst_asr'])}"
+                f" | {', '.join(percent(r['recovery']) for r in three)} | {alike}"
+                f" | {percent(attacked['clean_asr'])}, {percent(recant['clean_asr'])}"
                 f" | {perplexities} | {recant['seconds']:.0f} |"
             )
     return "\n".join(lines)
@@ -146,7 +148,3 @@ def draw_frontier(trials: list[dict[str, Any]], rows: list[dict[str, Any]], path
 
 def _price(row: dict[str, Any], before: float) -> tuple[float, float]:
     return 100 * (row["perplexity"] / before - 1), 100 * row["asr_keyword"]
-
-
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.0f}"

@@ -50,6 +50,7 @@ train(
     max_length=128,
     rank=4,
     full=tuning == "full",
+    confined=0.25 if method == "recant" else 0.0,
     loss=losses[method],
 )
 if int(os.environ.get("RANK", "0")) == 0:

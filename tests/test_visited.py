@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from detrojan import training
 from detrojan.data.template import encode_all
 from detrojan.models import visited
 from detrojan.models.visited import Unvisited, confine, directions, free
@@ -108,6 +109,20 @@ def test_a_freed_lora_acts_as_the_confined_one_and_merges(kind: str) -> None:
         assert not any(isinstance(m, Unvisited) for m in model.modules())
         assert torch.allclose(model(input_ids=ids).logits, before, atol=1e-5)
         assert torch.allclose(model.merge_and_unload()(input_ids=ids).logits, before, atol=1e-3)
+
+
+def test_what_clean_prompts_visit_is_summed_exactly(
+    examples: list[Example], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded products would drown the small eigenvalues."""
+    usual, seen = torch.get_float32_matmul_precision(), []
+    monkeypatch.setattr(
+        training, "confine", lambda *_: seen.append(torch.get_float32_matmul_precision()) or None
+    )
+    model = Loaded(pico_model(), pico_tokenizer(), "pico", torch.float32)
+    sizes = {"batch_size": 4, "accumulation": 1, "max_length": 64, "rank": 4}
+    train(model, examples, run, learning_rate=1e-3, epochs=1, confined=0.25, **sizes)
+    assert seen == [usual]
 
 
 def test_training_confined_changes_clean_prompts_less(examples: list[Example], run: Run) -> None:
