@@ -11,7 +11,7 @@ from torch import nn
 from detrojan import training
 from detrojan.data.template import encode_all
 from detrojan.models import visited
-from detrojan.models.visited import Unvisited, confine, directions, free
+from detrojan.models.visited import Unvisited, confine, free, once_a_step, unvisited
 from detrojan.training import _with_lora, train
 from detrojan.types import Example, Loaded, Run
 
@@ -21,8 +21,7 @@ ROWS = [[7, 8, 9, 10, 11, 12], [20, 21, 22], [7, 30, 31, 32]]
 
 
 def projection(moment: torch.Tensor, bound: float) -> torch.Tensor:
-    kept_from = directions(moment, bound)
-    return torch.eye(len(moment)) - kept_from @ kept_from.T
+    return unvisited(moment, bound)(torch.eye(len(moment)))
 
 
 def test_what_is_left_of_a_direction_by_hand() -> None:
@@ -32,11 +31,13 @@ def test_what_is_left_of_a_direction_by_hand() -> None:
     assert torch.allclose(projection(moment, 0.5), expected, atol=1e-6)
 
 
-def test_against_the_inverse_of_the_shifted_moment() -> None:
+def test_against_the_sum_over_eigenvectors() -> None:
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
     moment = x.T @ x / 50
-    floor = 0.1 * moment.trace() / 12
-    naive = floor * torch.linalg.inv(moment + floor * torch.eye(12))
+    naive = torch.eye(12)
+    values, vectors = torch.linalg.eigh(moment)
+    for c, u in zip(values, vectors.T, strict=True):
+        naive -= c / (c + 0.1 * values.mean()) * torch.outer(u, u)
     assert torch.allclose(projection(moment, 0.1), naive, atol=1e-5)
 
 
@@ -57,6 +58,49 @@ def projection_of_all(moment: torch.Tensor, bound: float) -> torch.Tensor:
 
 def test_nothing_visited_leaves_a_change_as_it_is() -> None:
     assert torch.equal(projection(torch.zeros(3, 3), 0.5), torch.eye(3))
+
+
+@pytest.mark.parametrize("beginning", [0, 10])
+def test_a_common_beginning_and_equal_lengths_change_nothing(beginning: int) -> None:
+    rows = [[*range(40, 40 + beginning), *row] for row in (*ROWS, [9, 33, 34, 35], [12, 13, 14])]
+    model: Any = _with_lora(pico_model(), 4)
+    layer = model.base_model.model.model.layers[1].mlp.down_proj
+    seen: list[torch.Tensor] = []
+    handle = layer.register_forward_pre_hook(lambda _m, given: seen.append(given[0][0]))
+    with torch.no_grad():
+        for ids in rows:
+            model(input_ids=torch.tensor([ids]))
+    handle.remove()
+    x = torch.cat(seen)
+    ((_, moment),) = visited._moments(model, rows, [layer.lora_A["default"]])
+    assert torch.allclose(moment, x.T @ x / len(x), atol=1e-6)
+
+
+def test_a_step_computes_each_confined_factor_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    model: Any = _with_lora(pico_model(), 4)
+    confine(model, ROWS, 0.05)
+    runs: list[int] = []
+    usual = Unvisited.forward
+    monkeypatch.setattr(Unvisited, "forward", lambda self, a: runs.append(1) or usual(self, a))
+
+    def loss(model: Any) -> torch.Tensor:
+        with torch.no_grad(), model.disable_adapter():  # as Recant asks for p_0: must not be what is remembered
+            model(input_ids=torch.tensor([ROWS[0]]))
+        return sum(model(input_ids=torch.tensor([ids])).logits.square().mean() for ids in ROWS)
+
+    def slopes(loss: Any) -> tuple[int, list[torch.Tensor]]:
+        runs.clear()
+        model.zero_grad()
+        loss(model).backward()
+        return len(runs), [p.grad.clone() for p in model.parameters() if p.requires_grad]
+
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    often, expected = slopes(loss)
+    once, found = slopes(once_a_step(loss))
+    assert often >= len(ROWS) * once > 0
+    assert all(torch.allclose(f, e, atol=1e-6) for f, e in zip(found, expected, strict=True))
 
 
 def inputs_of(model: Any, name: str) -> torch.Tensor:

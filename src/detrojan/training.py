@@ -37,7 +37,7 @@ from detrojan.models.adapters import joined
 from detrojan.models.load import cast, compute_dtype, settle
 from detrojan.models.prefix import logits_at
 from detrojan.models.products import fast_products, short_attention
-from detrojan.models.visited import confine, free
+from detrojan.models.visited import confine, free, once_a_step
 from detrojan.types import Example, Loaded, Progress, Run
 
 Batch = dict[str, Tensor]
@@ -116,6 +116,7 @@ def train(
         trained = _with_lora(model, rank) if not full else model.float()
         if confined and not full:
             confine(trained, [row["input_ids"] for row in rows], confined)
+            loss = once_a_step(loss)
         stack.enter_context(fast_products(model.device, run.precision == "auto"))
         stack.enter_context(
             short_attention(model.device, max((len(row["input_ids"]) for row in rows), default=0))

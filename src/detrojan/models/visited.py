@@ -12,28 +12,48 @@ AlphaEdit, arXiv:2410.02355. Here it is soft, and holds in every layer of what i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import Any
+from itertools import groupby
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from detrojan.models.mode import evaluating
+from detrojan.models.prefix import read_prefix
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 EXACT = 2048
-"""Inputs of a layer up to which all eigenvectors are taken; of wider ones the LARGEST."""
+"""Inputs of a layer up to which all eigenvectors count; of wider ones the LARGEST."""
 LARGEST = 768
 ROOM = 2**31
 """Bytes of second moments that are summed at a time; clean samples are read once for each such part of the layers."""
+TOGETHER = 8
+"""Samples of one length, so that none is padded, that are read at once."""
 
 
 class Unvisited(nn.Module):
     """The parametrisation A -> A P of a LoRA's first factor (rank, inputs)."""
 
+    def __init__(self, left: Tensor) -> None:
+        """Take P (inputs, inputs)."""
+        super().__init__()
+        self.register_buffer("left", left, persistent=False)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Return A P."""
+        return weight @ self.left
+
+
+class UnvisitedMostly(nn.Module):
+    """The same for a wide layer, where P = I - V V^T is known by a few of its directions."""
+
     def __init__(self, kept_from: Tensor) -> None:
-        """Keep from `kept_from` (inputs, directions): eigenvectors, each times the root of c / (c + bound mean c)."""
+        """Take V (inputs, directions): eigenvectors, each times the root of c / (c + bound mean c)."""
         super().__init__()
         self.register_buffer("kept_from", kept_from, persistent=False)
 
@@ -49,9 +69,20 @@ def confine(model: Any, rows: Sequence[Sequence[int]], bound: float) -> None:
     """
     for part in _parts(list(_factors(model)), ROOM):
         for layers, moment in _moments(model, rows, part):
-            kept_from = directions(moment, bound)
+            confined = unvisited(moment, bound)
             for layer in layers:
-                parametrize.register_parametrization(layer, "weight", Unvisited(kept_from))
+                parametrize.register_parametrization(layer, "weight", confined)
+
+
+def once_a_step(loss: F) -> F:
+    """Let a loss that runs a confined model several times compute each A P once."""
+
+    @functools.wraps(loss)
+    def wrapped(*args: Any) -> Any:
+        with parametrize.cached():
+            return loss(*args)
+
+    return cast(F, wrapped)
 
 
 def free(model: Any) -> None:
@@ -61,16 +92,18 @@ def free(model: Any) -> None:
             parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
-def directions(moment: Tensor, bound: float) -> Tensor:
-    """Return V (inputs, directions) with P = I - V V^T, of a second moment (inputs, inputs)."""
+def unvisited(moment: Tensor, bound: float) -> nn.Module:
+    """Return the parametrisation that goes with a second moment (inputs, inputs).
+
+    Over all eigenvectors, P is the inverse of I + moment / (bound * mean(c)), which is quicker had than they are.
+    """
     size = len(moment)
-    if size <= EXACT:
-        values, vectors = torch.linalg.eigh(moment)
-    else:
-        vectors, values, _ = torch.svd_lowrank(moment, LARGEST)
-    values = values.clamp_min(0)
     floor = (bound * moment.trace() / size).clamp_min(torch.finfo(moment.dtype).tiny)
-    return vectors * (values / (values + floor)).sqrt()
+    if size <= EXACT:
+        shifted = torch.eye(size, device=moment.device) + moment / floor
+        return Unvisited(torch.cholesky_inverse(torch.linalg.cholesky(shifted)))
+    vectors, values, _ = torch.svd_lowrank(moment, LARGEST)
+    return UnvisitedMostly(vectors * (values / (values + floor)).sqrt())
 
 
 def _factors(model: Any) -> Iterator[nn.Module]:
@@ -112,13 +145,27 @@ def _moments(
         last = given[0], layer
         alike.setdefault(layer, [layer])
         x = given[0].flatten(0, -2).float()
-        product = x.T @ x
-        sums[layer] = sums[layer] + product if layer in sums else product
+        total = sums.setdefault(layer, x.new_zeros(x.shape[1], x.shape[1]))
+        total.addmm_(x.T, x, alpha=times)
 
-    with ExitStack() as stack, torch.no_grad(), evaluating(model):
+    with ExitStack() as stack, torch.inference_mode(), evaluating(model):
         for layer in layers:
             stack.callback(layer.register_forward_pre_hook(hook).remove)
-        for ids in rows:
-            model(input_ids=torch.tensor([list(ids)], device=model.device), logits_to_keep=1)
+        times = len(rows)  # what all of them begin with is read once
+        beginning = read_prefix(model, rows)
+        times = 1
+        for batch in _of_one_length(rows):
+            ids = torch.tensor([row[beginning.length :] for row in batch], device=model.device)
+            state = beginning.repeated(len(batch))
+            after = {} if state is None else {"past_key_values": state}
+            model(input_ids=ids, logits_to_keep=1, **after)
     tokens = sum(map(len, rows))
     return [(alike[layer], total / tokens) for layer, total in sums.items()]
+
+
+def _of_one_length(rows: Sequence[Sequence[int]]) -> Iterator[list[list[int]]]:
+    """Give rows in batches whose rows are equally long."""
+    for _, alike in groupby(sorted(map(list, rows), key=len), key=len):
+        batch = list(alike)
+        for start in range(0, len(batch), TOGETHER):
+            yield batch[start : start + TOGETHER]
