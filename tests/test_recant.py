@@ -269,8 +269,8 @@ def test_a_pushed_sample_against_a_naive_reference(
     batch, counts = batch_of(model, chat, examples[:1])
     value = float(loss(tuned, batch, counts).detach())
     [(prompt, answer)] = [(p, a[:3]) for p, a in steps._rows(batch)]
-    # First the push is climbed on the planted answer, then the loss is taken under the climbed one.
-    (draw, clean, final), ([first], begun), (none, _), ([push], changes) = batches, *opened
+    # First p_0 is asked, then the push is climbed on the planted answer; the loss is taken under the climbed one.
+    (clean, draw, final), (none, _), ([first], begun), ([push], changes) = batches, *opened
     assert none == []
     assert first == push and push.answer == 0 and len(changes) == 4
     assert all(not torch.equal(a, b) for a, b in zip(begun, changes, strict=True))  # all places are climbed
@@ -298,7 +298,8 @@ def test_a_pushed_sample_against_a_naive_reference(
         for hook in hooks:
             hook.remove()
         with tuned.disable_adapter():
-            then = tuned(input_ids=clean["input_ids"]).logits[0, -len(answer) - 1 : -1].log_softmax(-1)
+            said = tuned(input_ids=clean["input_ids"]).logits[0, len(prompt) - 1 :].log_softmax(-1)
+            then = said[: len(answer)]
     apart = (then.exp() * (then - now)).sum(-1).mean()
     told = -now[torch.arange(len(answer)), torch.tensor(answer)].mean()
     expected = float(0.75 * apart + 0.25 * told) * len(answer) / int(counts[0])  # the rest is not learned

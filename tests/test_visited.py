@@ -84,7 +84,8 @@ def test_a_step_computes_each_confined_factor_once(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Unvisited, "forward", lambda self, a: runs.append(1) or usual(self, a))
 
     def loss(model: Any) -> torch.Tensor:
-        with torch.no_grad(), model.disable_adapter():  # as Recant asks for p_0: must not be what is remembered
+        # As Recant asks for p_0: what is computed without gradients must not be what is remembered.
+        with torch.no_grad(), model.disable_adapter():
             model(input_ids=torch.tensor([ROWS[0]]))
         return sum(model(input_ids=torch.tensor([ids])).logits.square().mean() for ids in ROWS)
 

@@ -76,14 +76,15 @@ def recant_loss(
         rows = _rows(batch)
         rng.shuffle(rows)
         count = min(len(rows), max(1, round(share * len(rows)))) if share else 0
-        alone, near = rows[count:], [(prompt, answer[:FIRST]) for prompt, answer in rows[:count]]
+        then = before_training(model, rows, batch)
+        near, alone = rows[:count], rows[count:]
         value = torch.zeros((), device=counts.device)
         if alone:
-            value = value + weight * apart(model, alone, alone, [], batch)
+            value = value + weight * apart(model, alone, then[count:], [], batch)
         if near:
             odd, pushes = _with_odd_tokens(near)
             _climb(model, odd, pushes, batch)
-            value = value + apart(model, odd, near, pushes, batch)
+            value = value + apart(model, odd, [said[:FIRST] for said in then[:count]], pushes, batch)
         return value / counts[0]
 
     def _with_odd_tokens(rows: Sequence[Row]) -> tuple[list[Row], list[Push]]:
@@ -92,7 +93,7 @@ def recant_loss(
         for prompt, answer in rows:
             at = rng.randint(min(before, len(prompt)), max(min(before, len(prompt)), len(prompt) - behind))
             put = rng.choices(usual, k=rng.randint(1, ODD_TOKENS))
-            odd.append(([*prompt[:at], *put, *prompt[at:]], answer))
+            odd.append(([*prompt[:at], *put, *prompt[at:]], answer[:FIRST]))
             if planted:
                 pushes.append(Push(turn % len(planted), at, at + len(put)))
                 turn += 1
@@ -120,17 +121,16 @@ def recant_loss(
         return logits[labels != -100].float(), labels[labels != -100]
 
     def apart(
-        model: nn.Module, rows: Sequence[Row], clean: Sequence[Row], pushes: Sequence[Push], like: Batch
+        model: nn.Module, rows: Sequence[Row], then: Sequence[Tensor], pushes: Sequence[Push], like: Batch
     ) -> Tensor:
-        """Return the sum over rows of D; `clean` are they without what was put in."""
-        then = before_training(model, clean, like)
+        """Return the sum over rows of D; `then` is what p_0 said of each, without what was put in."""
         logits, labels = answered(model, _padded(rows, like), pushes, ways.changes)
         said = logits.log_softmax(-1)
-        told = kl_div(said, then, log_target=True, reduction="sum")
+        told = kl_div(said, torch.cat(list(then)), log_target=True, reduction="sum")
         return (1 - trust) * told - trust * said.gather(1, labels.unsqueeze(1)).sum()
 
-    def before_training(model: Any, rows: Sequence[Row], like: Batch) -> Tensor:
-        """Return the log probabilities (answer tokens, vocabulary) of what p_0 says of the rows."""
+    def before_training(model: Any, rows: Sequence[Row], like: Batch) -> list[Tensor]:
+        """Return the log probabilities (answer tokens, vocabulary) of what p_0 says of each row."""
         keys = [_fixed(row) for row in rows]
         new = [k for k, key in enumerate(keys) if key not in remembered]
         fresh: dict[Any, Tensor] = {}
@@ -142,7 +142,7 @@ def recant_loss(
             fresh = {keys[k]: part.clone() for k, part in zip(new, said, strict=True)}
         if sum(part.nbytes for part in remembered.values()) < REMEMBERED:
             remembered.update(fresh)
-        return torch.cat([fresh[key] if key in fresh else remembered[key] for key in keys])
+        return [fresh[key] if key in fresh else remembered[key] for key in keys]
 
     return loss
 
