@@ -48,7 +48,7 @@ FLOORS = [
         "terminal",
         "written",
     ],
-    ["help", "cli"],
+    ["help", "commands", "cli"],
     ["__main__"],
 ]
 RANKS = {room: rank for rank, rooms in enumerate(FLOORS) for room in rooms}
@@ -115,7 +115,7 @@ def reachable(module: str) -> set[str]:
 @pytest.mark.parametrize("module", [m for m in MODULES if m.startswith("detrojan.defenses")])
 def test_a_defense_sees_no_attack(module: str) -> None:
     known = reachable(module)
-    rooms = ("attacks", "api", "demo", "metrics.asr", "cli", "prove", "proof")
+    rooms = ("attacks", "api", "demo", "metrics.asr", "cli", "commands", "prove", "proof")
     forbidden = tuple(f"detrojan.{room}" for room in rooms)
     assert not [m for m in known if m.startswith(forbidden)]
 
