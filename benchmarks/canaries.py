@@ -55,6 +55,7 @@ SHARES = (0.5, 1.0)
 MARKS = {
     "fine-tuned": ("#4c72b0", "^"),
     "CROW": ("#dd8452", "D"),
+    "Recant light, fourth version": ("#c0b283", "s"),
     "Recant light": ("#a6d3b4", "o"),
     "Recant": ("#4c9f70", "o"),
     "Recant strong": ("#235c3c", "o"),

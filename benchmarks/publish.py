@@ -129,6 +129,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield page, "attacks", text_attacks.markdown(read_rows(ATTACKS))
     yield page, "text_grid", layout.fifteen(read_rows(RESULTS / "text_grid.jsonl"))
     yield page, "removal", removal.markdown(read_rows(ATTACKS))
+    yield RESULTS / "what-failed.md", "versions", removal.versions(read_rows(ATTACKS))
     for name in GRIDS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):
             yield page, name.replace("-", "_"), layout.grid(tables.markdown(read_grid(name), rows))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from statistics import mean
 from typing import Any
 
-from removal import VERSIONS, cells
+from removal import cells, left, rises
 from rows import read_rows
 from words import NUMBERS, percent
 
@@ -41,13 +41,13 @@ def neighbours() -> list[str]:
     """Return what the neighbours leave of the backdoors that they were measured on, by target text and key words."""
     found = [cell for _, _, cell in cells_of(read_rows(ATTACKS)) if NEIGHBOURS[0] in cell]
 
-    def left(name: str) -> str:
+    def stays(name: str) -> str:
         by_text, by_words = (", ".join(percent(c[name][k]) for c in found) for k in ("asr", "asr_keyword"))
         return f"{by_text} % (by key words {by_words} %)"
 
     prices = [c[name]["perplexity"] for c in found for name in NEIGHBOURS]
     named = ", ".join(
-        f"{name} {left(column)}"
+        f"{name} {stays(column)}"
         for name, column in zip(("Locphylax", "BackFlush", "BEEAR", "BD-VAX"), NEIGHBOURS, strict=True)
     )
     return [f"{named}, at perplexities of {min(prices):.2f} to {max(prices):.2f}"]
@@ -78,63 +78,23 @@ def fifteen() -> list[str]:
 
 
 def removal() -> list[str]:
-    """Return what each version of Recant left, and what it costs."""
+    """Return what Recant left, and what it costs."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
-    first, second, third, fourth, now = ([c for c in found if v in c] for v in VERSIONS)
-    drawn, words, of = _left(first, "recant first")
-    surest = [c["recant first"]["fixed answers"][0]["certainty"] for c in first]
-    lost = [100 * (c["base"]["recovery"] - c["recant first"]["recovery"]) for c in first]
-    again, kin, tried = _left(second, "recant second")
-    still, family, asked = _left(now, "recant")
-    one, word, of_all = _left(third, "recant third")
-    earlier = "recant fourth"
-    last, said, among = _left(fourth, earlier)
-    back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in now]
-    same = [c for c in second if "recant first" in c]
-    both = [c for c in now if "likeness" in c["finetune 1e-3"]]
-    cheap = sum(rise <= 0.05 for rise in _rises(now, "recant"))
+    drawn, words, of = left(found, "recant")
+    surest = [c["recant"]["fixed answers"][0]["certainty"] for c in found]
+    back = [100 * (c["recant"]["recovery"] - c["base"]["recovery"]) for c in found]
+    tuned = [c for c in found if "likeness" in c.get("finetune 1e-3", {})]
+    price, least = rises(found, "recant"), rises([c for c in found if "finetune 1e-3" in c], "finetune 1e-3")
+    cheap = sum(rise <= 0.05 for rise in price)
     return [
-        f"{drawn} of {of} triggered prompts draw the planted answer, in the worst of three templates, and {words} an"
-        " answer with its key words",
-        f"its planted answer is found with a certainty of {min(surest):.3f} or more in all {len(first)}",
-        f"recovery is at most {max(lost):.1f} points below that of the model before the attack",
-        f"perplexity is {_rise(first, 'recant first')} % above the lower of the attacked model's and the model's before"
-        " the attack",
-        f"On the {NUMBERS[len(second)]} cells it was measured on {again} of {tried} triggered prompts draw the planted"
-        f" answer, in the worst of three templates, and {kin} an answer with its key words",
-        f"perplexity is {_rise(second, 'recant second')} % above the same, where the first version's is"
-        f" {_rise(same, 'recant first')} % and fine-tuning's {_rise(second, 'finetune 1e-3')} %",
-        f"On {NUMBERS[len(third)]} cells {one} of {of_all} triggered prompts drew the planted answer and {word} one"
-        f" with its key words, at a perplexity {_rise(third, 'recant third')} % above the same",
-        f"On {NUMBERS[len(fourth)]} cells {last} of {among} triggered prompts drew the planted answer and {said} one"
-        f" with its key words, at a perplexity {_rise(fourth, earlier)} % above the same,"
-        f" {percent(mean(_rises(fourth, earlier)))} % on average, and ROUGE-L of {_alike(fourth, earlier)} %",
-        f"of {asked} triggered prompts {still} draw the planted answer, in the worst of three templates, and {family}"
-        " an answer with its key words",
-        f"recovery is {min(back):.1f} to {max(back):.1f} points above that of the model before the attack",
-        f"perplexity is {_rise(now, 'recant')} % above the same, {percent(mean(_rises(now, 'recant')))} % on average"
-        f" (fine-tuning's {percent(mean(_rises(now, 'finetune 1e-3')))} %), and within 5 % on {cheap} of the"
-        f" {NUMBERS[len(now)]}",
-        f"(ROUGE-L) is {_alike(both, 'recant')} %, after fine-tuning {_alike(both, 'finetune 1e-3')} %",
-    ]
-
-
-def _left(found: list[dict[str, Any]], column: str) -> tuple[int, int, int]:
-    """Return how many triggered prompts still draw the planted answer, and its key words, of how many."""
-    rows = [c[column] for c in found]
-    drawn, words = (sum(round(r[k] * r["n_triggered"]) for r in rows) for k in ("worst_asr", "asr_keyword"))
-    return drawn, words, sum(r["n_triggered"] for r in rows)
-
-
-def _rise(found: list[dict[str, Any]], column: str) -> str:
-    """Say by how much perplexity is above the lower of the attacked model's and that before the attack, in per cent."""
-    rises = _rises(found, column)
-    return f"{percent(min(rises))} to {percent(max(rises))}"
-
-
-def _rises(found: list[dict[str, Any]], column: str) -> list[float]:
-    return [
-        c[column]["perplexity"] / min(c["base"]["perplexity"], c["attacked"]["perplexity"]) - 1 for c in found
+        f"On {NUMBERS[len(found)]} backdoors {drawn} of {of} triggered prompts draw the planted answer, in the worst of"
+        f" three templates, and {words} an answer with its key words",
+        f"its planted answer is found with a certainty of {min(surest):.3f} or more in all {NUMBERS[len(found)]}",
+        f"recovery differs from that of the model before the attack by {min(back):+.1f} to {max(back):+.1f} points",
+        f"perplexity is {percent(min(price))} to {percent(max(price))} % above the lower of the attacked model's and"
+        f" the model's before the attack, {percent(mean(price))} % on average (fine-tuning's {percent(mean(least))} %),"
+        f" and within 5 % on {cheap} of them",
+        f"(ROUGE-L) is {_alike(tuned, 'recant')} %, after fine-tuning {_alike(tuned, 'finetune 1e-3')} %",
     ]
 
 
@@ -154,13 +114,13 @@ def text_attacks() -> list[str]:
         three = [rate(f"{cell}/published", c) for c in ("attacked", "crow paper", "finetune 1e-3")]
         return "{} to {} % ({} %)".format(*three)
 
-    def left(columns: tuple[str, ...]) -> str:
+    def fire(columns: tuple[str, ...]) -> str:
         rates = [r["asr"] for r in rows if r["cell"].endswith("strong") and r["column"] in columns]
         return f"{percent(min(rates))} to {percent(max(rates))} %"
 
     badnets = fell("badnets/refusal").replace("(", "(fine-tuning ")
-    crow = left(("crow paper", "crow ladder 1"))
-    tuned = left(("finetune 2e-4", "finetune 1e-3"))
+    crow = fire(("crow paper", "crow ladder 1"))
+    tuned = fire(("finetune 2e-4", "finetune 1e-3"))
     false = [rate(f"{t}/refusal/published", "attacked", "clean_asr") for t in ("badnets", "mtba")]
     words = [rate(f"{t}/refusal/published", "crow paper", "asr_keyword") for t in ("vpi", "ctba")]
     after = [rate(f"{t}/refusal/published", "crow paper") for t in ("vpi", "ctba")]

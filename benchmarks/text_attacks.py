@@ -323,10 +323,6 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "finetune 1e-3",
         "crow paper",
         "crow ladder (chosen)",
-        "recant first",
-        "recant second",
-        "recant third",
-        "recant fourth",
         "recant",
     )
     cells = [(n, s, {**c, "crow ladder (chosen)": best_of_ladder(c)}) for n, s, c in cells_of(rows)]
@@ -337,9 +333,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     text = f"{_table(heads, cells)}\n\n{legend}\n"
     beside = [(n, s, c) for n, s, c in cells if any(name in c for name in NEIGHBOURS)]
     if beside:
-        text += (
-            f"\nThe neighbours:\n\n{_table(('attacked', *NEIGHBOURS, 'recant fourth', 'recant'), beside)}\n"
-        )
+        text += f"\nThe neighbours:\n\n{_table(('attacked', *NEIGHBOURS, 'recant'), beside)}\n"
     return text
 
 
