@@ -98,6 +98,17 @@ def removal() -> list[str]:
     ]
 
 
+def in_short() -> list[str]:
+    """Return the same for the first page."""
+    found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
+    drawn, words, of = left(found, "recant")
+    return [
+        f"On {NUMBERS[len(found)]} backdoors, of five triggers and three behaviours, {drawn} of {of} triggered prompts"
+        f" draw the planted answer and {words} one with its key words, and perplexity is"
+        f" {percent(mean(rises(found, 'recant')))} % above that before the attack on average",
+    ]
+
+
 def _alike(found: list[dict[str, Any]], column: str) -> str:
     return ", ".join(percent(c[column]["likeness"]) for c in found)
 
