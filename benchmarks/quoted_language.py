@@ -102,7 +102,9 @@ def in_short() -> list[str]:
     """Return the same for the first page."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]
     drawn, words, of = left(found, "recant")
+    most = max(run["default"]["perplexity"] / run["base"]["perplexity"] - 1 for run in read())
     return [
+        f"perplexity is at most {percent(most)} % above that before the attack.",
         f"On {NUMBERS[len(found)]} backdoors, of five triggers and three behaviours, {drawn} of {of} triggered prompts"
         f" draw the planted answer and {words} one with its key words, and perplexity is"
         f" {percent(mean(rises(found, 'recant')))} % above that before the attack on average",
