@@ -170,6 +170,25 @@ def test_what_clean_prompts_visit_is_summed_exactly(
     assert seen == [usual]
 
 
+def test_training_computes_each_confined_factor_once_a_step(
+    examples: list[Example], run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, counts, runs = Unvisited.forward, [], []
+    monkeypatch.setattr(Unvisited, "forward", lambda self, a: runs.append(1) or usual(self, a))
+
+    def loss(model: Any, batch: Any, label_counts: torch.Tensor) -> torch.Tensor:
+        runs.clear()
+        value = training.lm_loss(model, batch, label_counts) + training.lm_loss(model, batch, label_counts)
+        counts.append(len(runs))
+        return value
+
+    model = Loaded(pico_model(), pico_tokenizer(), "pico", torch.float32)
+    sizes = {"batch_size": 4, "accumulation": 1, "max_length": 64, "rank": 4}
+    train(model, examples, run, learning_rate=1e-3, epochs=1, confined=0.25, loss=loss, **sizes)
+    layers = 7 * len(model.model.model.layers)
+    assert counts and set(counts) == {layers}
+
+
 def test_training_confined_changes_clean_prompts_less(examples: list[Example], run: Run) -> None:
     assert run.template is not None
     rows = encode_all(pico_tokenizer(), run.template, examples, 64)
