@@ -210,6 +210,22 @@ def test_the_model_before_is_asked_once_for_each_sample(
     assert len(asked) == 3
 
 
+def test_the_model_before_is_asked_once_whichever_half_a_sample_falls_into(
+    chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, asked = loaded(), []
+    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
+    loss = steps.recant_loss(
+        model, chat, [(7, 11, 13)], prompts, size=1.0, share=0.5, weight=1.0, trust=0.25, seed=0
+    )
+    batch, counts = batch_of(model, chat, examples)
+    tuned, evaluating = with_lora(model, moved=True), steps.evaluating
+    monkeypatch.setattr(steps, "evaluating", lambda m: asked.append(m) or evaluating(m))
+    for _ in range(4):
+        loss(tuned, batch, counts)
+    assert len(asked) == 1
+
+
 def test_a_push_draws_its_answer_more_with_every_batch(
     chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
 ) -> None:
