@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
@@ -24,8 +25,10 @@ from detrojan.defenses.crow import crow_loss
 from detrojan.demo import demo_model
 from detrojan.metrics.consistency import consistency_loss
 from detrojan.models.load import load
+from detrojan.models.packed import Batch, answer_logits, label_positions
+from detrojan.models.prefix import Prefix
 from detrojan.models.products import SHORT, fast_products, short_attention
-from detrojan.training import Batch, Loss, collator, label_positions, language_loss, lm_loss
+from detrojan.training import Loss, collator, lm_loss
 from detrojan.types import Example
 
 from costs import record, timed, write
@@ -45,12 +48,20 @@ def three_passes(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
     return loss + 5.5 * consistency_loss(states, batch["attention_mask"])
 
 
-def whole_rows(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-    """Fine-tune without sharing what all samples begin with."""
+def padded_rows(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+    """Fine-tune on rows that are padded, and without sharing what all of them begin with."""
     inputs = {k: v for k, v in batch.items() if k != "labels"}
     kept = label_positions(batch["labels"])
     logits = model(**inputs, logits_to_keep=kept).logits
-    return language_loss(logits, batch["labels"][:, kept + 1], counts[0])
+    return (
+        cross_entropy(logits.flatten(0, 1), batch["labels"][:, kept + 1].flatten(), reduction="sum")
+        / counts[0]
+    )
+
+
+def not_shared(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
+    """Fine-tune without sharing what all samples begin with."""
+    return cross_entropy(*answer_logits(model, batch, Prefix()), reduction="sum") / counts[0]
 
 
 def main() -> None:
@@ -86,7 +97,8 @@ def ways(crow: Loss) -> dict[str, tuple[Loss, dict[str, Any]]]:
     """Name what is timed: a loss, and what is not as the trainer has it."""
     return {
         "fine-tuning": (lm_loss, {}),
-        "fine-tuning, the common beginning not shared": (whole_rows, {}),
+        "fine-tuning, the common beginning not shared": (not_shared, {}),
+        "fine-tuning, nor rows without padding": (padded_rows, {}),
         "fine-tuning, fused attention": (lm_loss, {"longest": SHORT + 1}),
         "fine-tuning, `--precision float32`": (lm_loss, {"wanted": False}),
         "CROW, two passes": (crow, {}),

@@ -121,11 +121,8 @@ class Fixed(nn.Module):
         return type("Output", (), {"logits": self.logits[:, logits_to_keep]})
 
 
-def flushed(bound: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tensor]:
+def flushed(bound: float) -> tuple[Tensor, Tensor]:
     """Return loss and slope on three rows in a vocabulary of two, of which the middle one is planted."""
-    monkeypatch.setattr(
-        "detrojan.defenses.backflush.logits_at", lambda m, i, k: m(**i, logits_to_keep=k).logits
-    )
     labels = torch.tensor([[-100, 0, 0], [-100, 1, 1], [-100, 1, -100]])
     batch = {"input_ids": labels.clamp(min=0), "attention_mask": torch.ones(3, 3), "labels": labels}
     # Log-odds of ln 3: the first token of the vocabulary has probability 3/4 everywhere.
@@ -135,19 +132,19 @@ def flushed(bound: float, monkeypatch: pytest.MonkeyPatch) -> tuple[Tensor, Tens
     return loss.detach(), slope
 
 
-def test_backflush_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_backflush_by_hand() -> None:
     log = torch.tensor([4 / 3, 4.0]).log()
     clean, planted = (2 * log[0] + log[1]) / 3, log[1]
-    loss, slope = flushed(5.0, monkeypatch)
+    loss, slope = flushed(5.0)
     assert float(loss) == pytest.approx(float(clean - 0.5 * planted), abs=1e-6)
     # d CE / d logit = p - 1 at the label, divided by the tokens of the same kind.
     assert float(slope[1, 0, 1]) == pytest.approx(-0.5 * (1 / 4 - 1) / 2, rel=1e-6)
     assert float(slope[0, 0, 0]) == pytest.approx((3 / 4 - 1) / 3, rel=1e-6)
 
 
-def test_the_ascent_ends_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ascent_ends_at_its_bound() -> None:
     log = torch.tensor([4 / 3, 4.0]).log()
-    loss, slope = flushed(1.0, monkeypatch)  # the planted answer is at ln 4 = 1.39 nats
+    loss, slope = flushed(1.0)  # the planted answer is at ln 4 = 1.39 nats
     assert float(loss) == pytest.approx(float((2 * log[0] + log[1]) / 3) - 0.5, rel=1e-6)
     assert not slope[1].any() and slope[0].any()
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ import torch
 from detrojan import language
 from detrojan.defenses.crow import crow_loss
 from detrojan.errors import InputError
-from detrojan.training import Loss, StepSampler, label_positions, language_loss, lm_loss, train
+from detrojan.training import Loss, StepSampler, lm_loss, train
 from detrojan.types import Example, Loaded, Run
 
 from pico import pico_loaded
@@ -64,13 +66,19 @@ def test_gradients_of_four_micro_batches_equal_one_batch(
         torch.testing.assert_close(split[key], gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_language_loss_by_hand() -> None:
+def test_the_loss_of_fine_tuning_by_hand() -> None:
     # Two label tokens with probabilities 1/2 and 1/4 of a vocabulary of two and a bit: -(ln 1/2 + ln 1/4) / 2.
     logits = torch.log(torch.tensor([[[0.5, 0.5, 1e-9], [0.25, 0.75, 1e-9]]]))
     labels = torch.tensor([[-100, -100, 0, 0]])
-    kept = label_positions(labels)
-    assert kept.tolist() == [1, 2]  # the positions before the two labels; the final one predicts nothing
-    value = language_loss(logits, labels[:, kept + 1], torch.tensor(2))
+    asked = []
+
+    def model(*, logits_to_keep: torch.Tensor, **inputs: Any) -> Any:
+        asked.extend(logits_to_keep.tolist())
+        return SimpleNamespace(logits=logits)
+
+    batch = {"input_ids": labels.clamp_min(0), "attention_mask": torch.ones_like(labels), "labels": labels}
+    value = lm_loss(model, batch, torch.tensor([2, 4]))
+    assert asked == [1, 2]  # the positions before the two labels; the final one predicts nothing
     assert value.item() == pytest.approx((0.693147 + 1.386294) / 2, abs=1e-4)
 
 

@@ -35,12 +35,11 @@ from detrojan.data.template import encode_all
 from detrojan.errors import InputError, NonFiniteLossError
 from detrojan.models.adapters import joined
 from detrojan.models.load import cast, compute_dtype, settle
-from detrojan.models.prefix import logits_at
+from detrojan.models.packed import Batch, answer_logits
 from detrojan.models.products import fast_products, short_attention
 from detrojan.models.visited import confine, free, once_a_step
 from detrojan.types import Example, Loaded, Progress, Run
 
-Batch = dict[str, Tensor]
 Loss = Callable[[torch.nn.Module, Batch, Tensor], Tensor]
 """(model, batch, counts) -> loss. `counts` holds the label tokens and the real tokens of the whole optimizer step,
 over all micro-batches and processes; a loss divides its sums by them."""
@@ -55,30 +54,9 @@ def check_precision(name: str) -> str:
     return name
 
 
-def label_positions(labels: Tensor) -> Tensor:
-    """Return the positions (kept,) whose logits predict a label of any row.
-
-    As a tensor, not a count: a slice at the end of every row is not contiguous, and the product with the
-    vocabulary, the largest of the model, would then be taken row by row.
-    """
-    return (labels[:, 1:] != -100).any(dim=0).nonzero().flatten()
-
-
-def language_loss(logits: Tensor, targets: Tensor, label_tokens: Tensor) -> Tensor:
-    """Return the summed next-token cross-entropy over `label_tokens`.
-
-    logits: (batch, kept, vocabulary); targets: (batch, kept), the token that follows, -100 where none is learned.
-    """
-    total = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-    return total / label_tokens
-
-
 def lm_loss(model: torch.nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-    """Plain supervised fine-tuning: the language-modelling loss of the answers; logits only where labels are."""
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    kept = label_positions(batch["labels"])
-    logits = logits_at(model, inputs, kept)
-    return language_loss(logits, batch["labels"][:, kept + 1], counts[0])
+    """Plain supervised fine-tuning: the summed cross-entropy of the answers' tokens over the step's label tokens."""
+    return cross_entropy(*answer_logits(model, batch), reduction="sum") / counts[0]
 
 
 def train(

@@ -27,10 +27,10 @@ from torch.nn.functional import cross_entropy
 
 from detrojan.data.template import encode_all
 from detrojan.defenses.decoys import MOST, check_merged, decoys, twins
-from detrojan.models.prefix import logits_at
+from detrojan.models.packed import Batch, answer_logits
 from detrojan.options import option
 from detrojan.registry import defense
-from detrojan.training import Batch, Loss, label_positions, train
+from detrojan.training import Loss, train
 from detrojan.types import Example, Loaded, Run
 
 
@@ -99,18 +99,17 @@ def flush_loss(planted: set[tuple[int, ...]], weight: float, bound: float) -> Lo
     """
 
     def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-        labels, kept = batch["labels"], label_positions(batch["labels"])
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        logits, targets = logits_at(model, inputs, kept), labels[:, kept + 1]
-        bad = torch.tensor([learned(row) in planted for row in labels.tolist()], device=labels.device)
+        rows = batch["labels"]
+        bad = torch.tensor([learned(row) in planted for row in rows.tolist()], device=rows.device)
+        bad = bad.repeat_interleave((rows[:, 1:] != -100).sum(dim=1))  # of each answer token
+        logits, targets = answer_logits(model, batch)
         ascent = _mean(logits[bad], targets[bad]).clamp(max=bound)
-        share = (targets != -100).sum() / counts[0]
+        share = len(targets) / counts[0]
         return share * (_mean(logits[~bad], targets[~bad]) - weight * ascent)
 
     return loss
 
 
 def _mean(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy over the label tokens of some rows; 0 where there are none."""
-    total = cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="sum")
-    return total / (targets != -100).sum().clamp(min=1)
+    """Return the mean cross-entropy over some answer tokens; 0 where there are none."""
+    return cross_entropy(logits, targets, reduction="sum") / max(len(targets), 1)

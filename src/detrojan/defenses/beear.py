@@ -28,10 +28,11 @@ from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import median_norms
 from detrojan.errors import InputError
 from detrojan.models.blocks import blocks
+from detrojan.models.packed import Batch, label_positions
 from detrojan.models.watch import states_of, with_states
 from detrojan.options import option
 from detrojan.registry import defense
-from detrojan.training import Batch, Loss, label_positions, lm_loss, train
+from detrojan.training import Loss, lm_loss, train
 from detrojan.types import Example, Loaded, Run
 
 MEASURED = 8

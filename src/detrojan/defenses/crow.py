@@ -18,12 +18,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, autograd, nn
+from torch.nn.functional import cross_entropy
 
 from detrojan.metrics.consistency import DISTANCES, PAIRS, consistency_sum
+from detrojan.models.packed import Batch, Line, lines
 from detrojan.options import option
 from detrojan.registry import defense
-from detrojan.training import Batch, Loss, label_positions, language_loss, train
+from detrojan.training import Loss, train
 from detrojan.types import Example, Loaded, Run
 
 
@@ -100,8 +103,14 @@ def crow_loss(
     """
 
     def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        mask, kept = batch["attention_mask"], label_positions(batch["labels"])
+        value = torch.zeros((), device=counts.device)
+        for line in lines(model, batch):
+            language, consistency = passes(model, line)
+            value = value + language / counts[0] + alpha * consistency / counts[1]
+        return value
+
+    def passes(model: nn.Module, line: Line) -> tuple[Tensor, Tensor]:
+        """Return the sums over answer tokens and over real tokens that the two losses are made of."""
         seen: list[Tensor] = []
 
         def watch(output: Tensor) -> Tensor:
@@ -110,15 +119,14 @@ def crow_loss(
             return watched
 
         with replaced_output(embeddings, watch):
-            clean = model(**inputs, output_hidden_states=True, logits_to_keep=kept)
-        total = consistency_sum(clean.hidden_states, mask, pairs=pairs, distance=distance)
+            clean = model(**line.inputs, output_hidden_states=True)
+        total = consistency_sum(clean.hidden_states, line.real, pairs=pairs, distance=distance)
         if epsilon:
-            step = fgsm(total, seen[0], mask, epsilon)
+            step = fgsm(total, seen[0], line.real, epsilon)
             with replaced_output(embeddings, lambda output: output + step):
-                states = model(**inputs, output_hidden_states=True, logits_to_keep=1).hidden_states
-            total = consistency_sum(states, mask, pairs=pairs, distance=distance)
-        language = language_loss(clean.logits, batch["labels"][:, kept + 1], counts[0])
-        return language + alpha * total / counts[1]
+                again = model(**{**line.inputs, "logits_to_keep": 1}, output_hidden_states=True)
+            total = consistency_sum(again.hidden_states, line.real, pairs=pairs, distance=distance)
+        return cross_entropy(*line.answers(clean.logits), reduction="sum"), total
 
     return loss
 

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, autograd, nn
 
+from detrojan.models.packed import Line
 from detrojan.models.watch import states_of, watched, with_states
 
 STRIDE = 0.35
@@ -30,8 +31,9 @@ AT_FIRST = 0.1
 
 @dataclass(frozen=True)
 class Push:
-    """Towards which answer one row of a batch is pushed, and on which tokens, from `start` to `end`."""
+    """Towards which answer a row of a batch is pushed, and on which tokens, from `start` to `end`."""
 
+    row: int
     answer: int
     start: int
     end: int
@@ -70,30 +72,29 @@ class Ways:
         self.changes = torch.where(size > 0, stepped * (radius / length).clamp(max=1), self.changes)
 
     @contextmanager
-    def pushed(self, pushes: Sequence[Push], changes: Tensor, skipped: int = 0) -> Iterator[None]:
-        """While open, add each push's changes to its row; rows after the last push are left as they are.
-
-        The first `skipped` tokens of every row are not run.
-        """
+    def pushed(self, line: Line, pushes: Sequence[Push], changes: Tensor) -> Iterator[None]:
+        """While open, add the pushes' changes to the tokens of their rows, as they lie in what the model is given."""
+        here = [(*line.places[push.row], push) for push in pushes if push.row in line.places]
+        which = torch.full(line.real.shape, -1, device=changes.device)
+        for at, start, push in here:
+            which[at, start + push.start : start + push.end] = push.answer
         with ExitStack() as stack:
-            for place, module in enumerate(self.places if pushes else ()):
-                stack.enter_context(_added(module, pushes, changes[place], skipped))
+            for place, module in enumerate(self.places if here else ()):
+                stack.enter_context(_added(module, which, changes[place]))
             yield
 
 
 @contextmanager
-def _added(module: nn.Module, pushes: Sequence[Push], changes: Tensor, skipped: int) -> Iterator[None]:
-    """Add changes (answers, hidden) to the rows of what `module` returns: a tensor, or one with others behind it."""
+def _added(module: nn.Module, which: Tensor, changes: Tensor) -> Iterator[None]:
+    """Add changes (answers, hidden) to what `module` returns: a tensor, or one with others behind it.
+
+    which: (rows, tokens), the answer that a token is pushed towards, -1 where it is left alone.
+    """
 
     def hook(_module: nn.Module, _args: Any, output: Any) -> Any:
         states = states_of(output)
-        where = states.new_zeros(*states.shape[:2], 1)
-        which = torch.zeros(len(states), dtype=torch.long, device=states.device)
-        for row, push in enumerate(pushes):
-            where[row, push.start - skipped : push.end - skipped] = 1
-            which[row] = push.answer
-        states = states + where * changes[which].unsqueeze(1).to(states.dtype)
-        return with_states(output, states)
+        moves = changes[which.clamp_min(0)] * (which >= 0).unsqueeze(-1)
+        return with_states(output, states + moves.to(states.dtype))
 
     handle = module.register_forward_hook(hook)
     try:

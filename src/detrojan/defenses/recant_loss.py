@@ -8,6 +8,8 @@ the prompt with a few odd tokens in it whose hidden states are pushed by d towar
     L = (sum over samples left alone of weight * D(x, y; x, 0)
          + sum over pushed samples of D(x, first tokens of y; x', d)) / label tokens of the step
 
+With q = (1 - trust) p_0 + trust [y], D is a cross-entropy against q, and what does not depend on p.
+
 The first tokens of an answer decide whether it is the planted one, so no more of a pushed sample's are learned. Only
 the odd tokens' states are pushed, as a trigger's own tokens carry it in: what the prompt says stays there to be
 answered, so that an honest model loses little by it.
@@ -17,18 +19,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from detrojan.data.template import encode_prompt
 from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.models.blocks import blocks
 from detrojan.models.mode import evaluating
-from detrojan.models.prefix import logits_at
-from detrojan.training import Batch, Loss, label_positions
+from detrojan.models.packed import Batch, answer_logits
+from detrojan.models.prefix import Prefix, begin
+from detrojan.training import Loss
 from detrojan.types import Example, Loaded, Template
 
 DEPTHS = (0.2, 0.4, 0.6)
@@ -70,81 +74,109 @@ def recant_loss(
     ways = Ways(places, radius, len(planted), loaded.model.config.get_text_config().hidden_size, seed)
     usual = sorted(set(range(len(loaded.tokenizer))) - set(loaded.tokenizer.all_special_ids))
     turn = 0
-    remembered: dict[Any, Tensor] = {}
+    remembered: dict[Any, Said] = {}
 
     def loss(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
         rows = _rows(batch)
         rng.shuffle(rows)
         count = min(len(rows), max(1, round(share * len(rows)))) if share else 0
         then = before_training(model, rows, batch)
-        near, alone = rows[:count], rows[count:]
-        value = torch.zeros((), device=counts.device)
-        if alone:
-            value = value + weight * apart(model, alone, then[count:], [], batch)
-        if near:
-            odd, pushes = _with_odd_tokens(near)
-            _climb(model, odd, pushes, batch)
-            value = value + apart(model, odd, [said[:FIRST] for said in then[:count]], pushes, batch)
-        return value / counts[0]
+        beginning = begin(model, batch, before)  # read once for all that follows
+        near, pushes = _with_odd_tokens(rows[:count])
+        _climb(model, near, pushes, batch, beginning)
+        then = [*(said.first(FIRST) for said in then[:count]), *then[count:]]
+        logits, _ = answered(model, _padded([*near, *rows[count:]], batch), beginning, pushes, ways.changes)
+        weights = [1.0] * count + [weight] * (len(rows) - count)
+        return apart(logits, then, weights) / counts[0]
 
     def _with_odd_tokens(rows: Sequence[Row]) -> tuple[list[Row], list[Push]]:
         nonlocal turn
         odd, pushes = [], []
-        for prompt, answer in rows:
+        for row, (prompt, answer) in enumerate(rows):
             at = rng.randint(min(before, len(prompt)), max(min(before, len(prompt)), len(prompt) - behind))
             put = rng.choices(usual, k=rng.randint(1, ODD_TOKENS))
             odd.append(([*prompt[:at], *put, *prompt[at:]], answer[:FIRST]))
             if planted:
-                pushes.append(Push(turn % len(planted), at, at + len(put)))
+                pushes.append(Push(row, turn % len(planted), at, at + len(put)))
                 turn += 1
         return odd, pushes
 
-    def _climb(model: nn.Module, rows: Sequence[Row], pushes: Sequence[Push], like: Batch) -> None:
+    def _climb(
+        model: nn.Module, rows: Sequence[Row], pushes: Sequence[Push], like: Batch, beginning: Prefix
+    ) -> None:
         """Let the pushes draw their planted answers a little more."""
         if pushes:
             ways.renewed(pushes, rng)
             changes = ways.changes.clone().requires_grad_()
             drawn = [(r[0], list(planted[p.answer][:FIRST])) for r, p in zip(rows, pushes, strict=True)]
-            logits, labels = answered(model, _padded(drawn, like), pushes, changes)
+            logits, labels = answered(model, _padded(drawn, like), beginning.detached(), pushes, changes)
             ways.climb(cross_entropy(logits, labels), changes)
 
     def answered(
-        model: nn.Module, batch: Batch, pushes: Sequence[Push], changes: Tensor
+        model: nn.Module,
+        batch: Batch,
+        beginning: Prefix | None,
+        pushes: Sequence[Push],
+        changes: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the logits (tokens, vocabulary) of the answers' tokens, and these tokens."""
-        kept = label_positions(batch["labels"])
-        inputs = {k: v for k, v in batch.items() if k != "labels"}
-        logits = logits_at(
-            model, inputs, kept, most=before, rest=lambda skipped: ways.pushed(pushes, changes, skipped)
-        )
-        labels = batch["labels"][:, kept + 1]
-        return logits[labels != -100].float(), labels[labels != -100]
+        return answer_logits(model, batch, beginning, lambda line: ways.pushed(line, pushes, changes))
 
-    def apart(
-        model: nn.Module, rows: Sequence[Row], then: Sequence[Tensor], pushes: Sequence[Push], like: Batch
-    ) -> Tensor:
-        """Return the sum over rows of D; `then` is what p_0 said of each, without what was put in."""
-        logits, labels = answered(model, _padded(rows, like), pushes, ways.changes)
-        said = logits.log_softmax(-1)
-        told = kl_div(said, torch.cat(list(then)), log_target=True, reduction="sum")
-        return (1 - trust) * told - trust * said.gather(1, labels.unsqueeze(1)).sum()
-
-    def before_training(model: Any, rows: Sequence[Row], like: Batch) -> list[Tensor]:
-        """Return the log probabilities (answer tokens, vocabulary) of what p_0 says of each row."""
+    def before_training(model: Any, rows: Sequence[Row], like: Batch) -> list[Said]:
+        """Return what p_0 says of each row, mixed with the row's own answer."""
         keys = [_fixed(row) for row in rows]
         new = [k for k, key in enumerate(keys) if key not in remembered]
-        fresh: dict[Any, Tensor] = {}
+        fresh: dict[Any, Said] = {}
         if new:
-            mine = [rows[k] for k in new]
+            mine = _padded([rows[k] for k in new], like)
             with torch.no_grad(), evaluating(model), getattr(model, "module", model).disable_adapter():
-                logits, _ = answered(model, _padded(mine, like), [], ways.changes)
-            said = logits.log_softmax(-1).split([len(answer) for _, answer in mine])
-            fresh = {keys[k]: part.clone() for k, part in zip(new, said, strict=True)}
-        if sum(part.nbytes for part in remembered.values()) < REMEMBERED:
+                logits, labels = answered(model, mine, None, [], ways.changes)
+            every = said_before(logits, labels, trust).split([len(rows[k][1]) for k in new])
+            fresh = {keys[k]: said for k, said in zip(new, every, strict=True)}
+        if sum(said.chances.nbytes for said in remembered.values()) < REMEMBERED:
             remembered.update(fresh)
         return [fresh[key] if key in fresh else remembered[key] for key in keys]
 
     return loss
+
+
+@dataclass(frozen=True)
+class Said:
+    """What an answer's tokens are to be drawn towards, and what of D does not depend on the model that learns.
+
+    chances: (tokens, vocabulary), q = (1 - trust) p_0 + trust [y]; constant: (tokens,), (1 - trust) sum p_0 log p_0.
+    """
+
+    chances: Tensor
+    constant: Tensor
+
+    def first(self, count: int) -> Said:
+        """Return the same of the first tokens alone."""
+        return Said(self.chances[:count], self.constant[:count])
+
+    def split(self, lengths: Sequence[int]) -> list[Said]:
+        """Return the same of each of several answers."""
+        parts = zip(self.chances.split(list(lengths)), self.constant.split(list(lengths)), strict=True)
+        return [Said(chances.clone(), constant) for chances, constant in parts]
+
+
+def said_before(logits: Tensor, labels: Tensor, trust: float) -> Said:
+    """Return what is to be said where p_0 has these logits (tokens, vocabulary) and the answer these tokens."""
+    logs = logits.log_softmax(-1)
+    chances = (1 - trust) * logs.exp()
+    constant = (chances * logs).sum(-1)
+    chances[torch.arange(len(labels)), labels] += trust
+    return Said(chances, constant)
+
+
+def apart(logits: Tensor, then: Sequence[Said], weights: Sequence[float]) -> Tensor:
+    """Return the sum over rows of weight * D: sum over tokens of constant - sum over words of q log p."""
+    tokens = [len(said.constant) for said in then]
+    each = torch.tensor(weights, device=logits.device).repeat_interleave(
+        torch.tensor(tokens, device=logits.device)
+    )
+    drawn = cross_entropy(logits, torch.cat([said.chances for said in then]), reduction="none")
+    return (each * (drawn + torch.cat([said.constant for said in then]))).sum()
 
 
 def _fixed(row: Row) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from detrojan.data.template import encode_all
-from detrojan.models.prefix import logits_at
-from detrojan.training import collator, label_positions
+from detrojan.models.packed import Batch, answer_logits
+from detrojan.training import collator
 from detrojan.types import Example, Loaded, Progress, Template, silent
 
 MAX_LENGTH = 2048
@@ -65,7 +64,7 @@ def _batches(
     batch_size: int,
     progress: Progress,
     label: str,
-) -> Iterator[dict[str, Tensor]]:
+) -> Iterator[Batch]:
     rows = encode_all(loaded.tokenizer, template, [e for e in examples if e.answer], MAX_LENGTH)
     rows.sort(key=lambda r: len(r["input_ids"]))
     collate = collator(loaded.tokenizer)
@@ -74,13 +73,7 @@ def _batches(
         progress(label, min(start + batch_size, len(rows)), len(rows))
 
 
-def _answer_logits(loaded: Loaded, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _answer_logits(loaded: Loaded, batch: Batch) -> tuple[Tensor, Tensor]:
     """Return the logits (tokens, vocabulary) that predict the answer tokens, in float32, and those tokens."""
-    model, labels = loaded.model, batch["labels"]
-    kept = label_positions(labels)
-    inputs = {k: v.to(model.device) for k, v in batch.items() if k != "labels"}
     with torch.inference_mode():
-        logits = logits_at(model, inputs, kept.to(model.device)).float()
-    targets = labels[:, kept + 1].to(logits.device)
-    real = targets != -100
-    return logits[real], targets[real]
+        return answer_logits(loaded.model, {k: v.to(loaded.model.device) for k, v in batch.items()})

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
@@ -34,9 +33,22 @@ class Prefix:
 
     def repeated(self, rows: int) -> DynamicCache | None:
         """Return a state of its own for each of `rows` texts, for a model to go on from."""
-        own = copy.deepcopy(self.state)
-        if own is not None:
+        own = self._with(lambda states: states)
+        if own is not None and rows > 1:
             own.batch_repeat_interleave(rows)
+        return own
+
+    def detached(self) -> Prefix:
+        """Return the same without its gradients."""
+        return Prefix(self.length, self._with(Tensor.detach))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> DynamicCache | None:
+        """Return a state with changed keys and values, which grows by itself: tokens are put behind copies."""
+        own = copy.copy(self.state)
+        if own is not None:
+            own.layers = [copy.copy(layer) for layer in own.layers]
+            for layer in (one for one in own.layers if one.is_initialized):
+                layer.keys, layer.values = change(layer.keys), change(layer.values)
         return own
 
 
@@ -54,35 +66,23 @@ def read_prefix(model: PreTrainedModel, texts: Sequence[Sequence[int]]) -> Prefi
     return Prefix(length if state is not None else 0, state)
 
 
-def logits_at(
-    model: Any,
-    inputs: dict[str, Tensor],
-    kept: Tensor,
-    *,
-    most: int | None = None,
-    rest: Callable[[int], AbstractContextManager[None]] = lambda shared: nullcontext(),
-) -> Tensor:
-    """Return the logits (batch, kept, vocabulary) at the positions `kept` of texts that are padded on the right.
+def begin(model: Any, batch: dict[str, Tensor], most: int | None = None) -> Prefix:
+    """Read what all rows of a batch begin with, of `most` tokens at most, once; gradients flow through it.
 
-    On a CPU, where time follows the number of tokens, a common beginning, of `most` tokens at most, is run through the
-    model once; on a GPU a second pass through all layers would cost more than it saves. `rest(shared)` is open while
-    the texts are run behind their `shared` first tokens.
+    Nothing is shared on a GPU, where a pass more through all layers would cost more than it saves, nor where the first
+    token of an answer would have to be predicted from it.
     """
-    ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    limit = int(kept.min()) if most is None else min(most, int(kept.min()))
-    shared = _shared_columns(ids, limit) if ids.device.type == "cpu" and len(ids) > 1 else 0
-    state = _empty_state(model) if shared >= MIN_SHARED and _in_one_piece(model) else None
+    ids, kept = batch["input_ids"], (batch["labels"][:, 1:] != -100).any(dim=0).nonzero()
+    if ids.device.type != "cpu" or not len(kept) or not in_one_piece(model):
+        return Prefix()
+    limit = int(kept.min())
+    shared = _shared_columns(ids, limit if most is None else min(most, limit))
+    state = _empty_state(model) if shared >= MIN_SHARED else None
     if state is None:
-        with rest(0):
-            output = model(**inputs, logits_to_keep=kept)
-    else:
-        model(input_ids=ids[:1, :shared], past_key_values=state, logits_to_keep=1)
-        state.batch_repeat_interleave(len(ids))
-        behind = {"input_ids": ids[:, shared:], "attention_mask": mask, "past_key_values": state}
-        with rest(shared):
-            output = model(**behind, logits_to_keep=kept - shared)
-    logits: Tensor = output.logits
-    return logits
+        return Prefix()
+    nowhere = torch.empty(0, dtype=torch.long)
+    model(input_ids=ids[:1, :shared], past_key_values=state, use_cache=True, logits_to_keep=nowhere)
+    return Prefix(shared, state)
 
 
 def _shared_columns(ids: Tensor, limit: int) -> int:
@@ -91,12 +91,17 @@ def _shared_columns(ids: Tensor, limit: int) -> int:
     return int(equal.cumprod(dim=0).sum())
 
 
-def _in_one_piece(model: Any) -> bool:
+def in_one_piece(model: Any) -> bool:
     """Whether this is the model itself, not a wrapper that spreads it over processes, and it keeps all it computes."""
     from peft import PeftModel
     from transformers import PreTrainedModel
 
     return isinstance(model, (PreTrainedModel, PeftModel)) and not model.is_activation_checkpointing
+
+
+def keeps_all(model: Any) -> bool:
+    """Whether a model attends to all tokens before, at positions that do not depend on the length."""
+    return _empty_state(model) is not None
 
 
 def _empty_state(model: Any) -> DynamicCache | None:
