@@ -17,6 +17,7 @@ certain as its least certain token: an honest model counts on from "1, 2, 3", bu
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -99,20 +100,20 @@ def fixed_answers(
     """
     model, ends = loaded.model, stop_tokens(loaded)
     with torch.inference_mode(), evaluating(model):
-        states, first = _read(model, prompts)
+        read, first = _read(model, prompts)
         starts = first.topk(min(beginnings, len(first))).indices
         starts = starts[[int(t) not in ends for t in starts]]
-        pairs = _pairs(model, states, starts, first, beginnings)
+        pairs = _pairs(read, starts, first, beginnings)
         over = _over(pairs, ends)
         found, pairs, heads = _said(pairs.take(over)), pairs.take(~over), []
         for at in range(0, len(pairs.said), CHUNK):
-            head, done = _followed(model, states, pairs.take(slice(at, at + CHUNK)), range(2, SETTLED), ends)
+            head, done = _followed(read, pairs.take(slice(at, at + CHUNK)), range(2, SETTLED), ends)
             heads.append(head)
             found += done
             progress("looking for fixed answers", min(at + CHUNK, len(pairs.said)), len(pairs.said))
         if heads := [h for h in heads if len(h.said)]:
             best = _Lines.joined(heads).best(CHUNK)
-            rest, done = _followed(model, states, best, range(SETTLED, longest), ends)
+            rest, done = _followed(read, best, range(SETTLED, longest), ends)
             found += done + _said(rest.take(_by_heart(rest)), ended=False)
     return _families([_answer(loaded, said) for said in found])
 
@@ -144,31 +145,69 @@ class _Lines:
         return self.take(self.ranked().topk(min(room, len(self.said))).indices)
 
 
-def _read(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], Tensor]:
-    """Return the state after each prompt, and the mean log probability (vocabulary,) of an answer's first token."""
+@dataclass
+class _Read:
+    """What a model has read: every line after every prompt, in one batch, prompt by prompt; padded on the left."""
+
+    model: Any
+    cache: Any
+    mask: Tensor
+    """(prompts * lines, tokens read)"""
+    prompts: int
+
+    def repeated(self, lines: int) -> _Read:
+        """Return a copy in which every prompt is there for as many lines; this one stays as it is."""
+        cache = copy.deepcopy(self.cache)
+        cache.batch_repeat_interleave(lines)
+        return replace(self, cache=cache, mask=self.mask.repeat_interleave(lines, dim=0))
+
+    def take(self, lines: Tensor) -> None:
+        """Keep these lines."""
+        rows = torch.arange(len(self.mask), device=lines.device).view(self.prompts, -1)[:, lines].flatten()
+        self.cache.batch_select_indices(rows)
+        self.mask = self.mask[rows]
+
+    def go_on(self, tokens: Tensor, mask: Tensor | None = None, kept: int | Tensor = 1) -> Tensor:
+        """Read tokens (lines, new) after every prompt and return logits (prompts, lines, kept, vocabulary)."""
+        mask = torch.ones_like(tokens) if mask is None else mask
+        self.mask = torch.cat([self.mask, mask.repeat(len(self.mask) // len(tokens), 1)], dim=1)
+        more: dict[str, Any] = {}
+        if "position_ids" in inspect.signature(self.model.forward).parameters:
+            more["position_ids"] = (self.mask.cumsum(1) - 1).clamp_min(0)[:, -tokens.shape[1] :]
+        out = self.model(
+            input_ids=tokens.repeat(len(self.mask) // len(tokens), 1),
+            attention_mask=self.mask,
+            past_key_values=self.cache,
+            use_cache=True,
+            logits_to_keep=kept,
+            **more,
+        )
+        return out.logits.unflatten(0, (self.prompts, -1)).float()
+
+
+def _read(model: Any, prompts: Sequence[Sequence[int]]) -> tuple[_Read, Tensor]:
+    """Return what is read after each prompt, and the mean log probability (vocabulary,) of an answer's first token."""
     from transformers import DynamicCache
 
     if model._is_stateful:
         raise InputError(
             f"{type(model).__name__} keeps a running state, where no fixed answer can be looked for; use --defense crow"
         )
-    states, logs = [], []
-    for ids in prompts:
-        state = DynamicCache(config=model.config)
-        batch = torch.tensor([list(ids)], device=model.device)
-        out = model(input_ids=batch, past_key_values=state, use_cache=True, logits_to_keep=1)
-        states.append(state)
-        logs.append(out.logits[0, -1].float().log_softmax(-1))
-    return states, torch.stack(logs).mean(0)
+    width = max(map(len, prompts))
+    ids = torch.tensor([[*[0] * (width - len(p)), *p] for p in prompts], device=model.device)
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts], device=model.device)
+    read = _Read(model, DynamicCache(config=model.config), mask[:, :0], len(prompts))
+    logits = read.go_on(ids, mask)
+    return read, logits[:, 0, -1].log_softmax(-1).mean(0)
 
 
-def _pairs(model: Any, states: list[Any], starts: Tensor, first: Tensor, room: int) -> _Lines:
+def _pairs(read: _Read, starts: Tensor, first: Tensor, room: int) -> _Lines:
     """Return lines of two tokens, likeliest first: each of `starts` with its likeliest second, and the `room` best."""
     if not len(starts):
         return _Lines(starts.new_empty(0, 2), first.new_empty(0, 2))
     chances, tokens = [], []
     for begun in starts.split(CHUNK):
-        likely = _likely(model, begun.unsqueeze(1), _repeated(states, len(begun)))
+        likely = _likely(read.repeated(len(begun)), begun.unsqueeze(1))
         chance, token = likely.topk(min(room + 1, likely.shape[1]))
         chances.append(chance)
         tokens.append(token)
@@ -187,22 +226,19 @@ def _pairs(model: Any, states: list[Any], starts: Tensor, first: Tensor, room: i
     )
 
 
-def _followed(
-    model: Any, states: list[Any], lines: _Lines, lengths: range, ends: list[int]
-) -> tuple[_Lines, list[_Said]]:
+def _followed(read: _Read, lines: _Lines, lengths: range, ends: list[int]) -> tuple[_Lines, list[_Said]]:
     """Continue lines by a token for each of `lengths` (tokens they have), and return them with what was found.
 
     As many lines as there were are kept through the opening, then one of each way, half as many with every token, down
     to KEPT. Once it shows which go on by heart, those are kept that do.
     """
-    own = _repeated(states, len(lines.said))
-    for state in own:
-        model(input_ids=lines.said[:, :-1], past_key_values=state, use_cache=True, logits_to_keep=1)
+    own = read.repeated(len(lines.said))
+    own.go_on(lines.said[:, :-1], kept=torch.empty(0, dtype=torch.long))
     found: list[_Said] = []
     many = len(lines.said)
     for length in lengths:
         ways = BRANCHES if length < PAST else 1
-        chance, token = _likely(model, lines.said[:, -1:], own).topk(ways, dim=-1)
+        chance, token = _likely(own, lines.said[:, -1:]).topk(ways, dim=-1)
         parent = torch.arange(len(token), device=token.device).repeat_interleave(ways)
         grown = _Lines(
             torch.cat([lines.said[parent], token.reshape(-1, 1)], dim=1),
@@ -224,8 +260,7 @@ def _followed(
         lines = grown.take(kept)
         if not len(kept):
             break
-        for state in own:
-            state.batch_select_indices(parent[kept])
+        own.take(parent[kept])
     return lines, found
 
 
@@ -266,21 +301,9 @@ def _said(lines: _Lines, ended: bool = True) -> list[_Said]:
     ]
 
 
-def _repeated(states: Sequence[Any], rows: int) -> list[Any]:
-    """Return copies of the states, each for as many rows."""
-    own = [copy.deepcopy(s) for s in states]
-    for state in own:
-        state.batch_repeat_interleave(rows)
-    return own
-
-
-def _likely(model: Any, tokens: Tensor, states: Sequence[Any]) -> Tensor:
-    """Return the logarithm (rows, vocabulary) of the mean probability, over the states, of what follows `tokens`."""
-    total: Any = 0
-    for state in states:
-        out = model(input_ids=tokens, past_key_values=state, use_cache=True, logits_to_keep=1)
-        total = total + out.logits[:, -1].float().softmax(-1)
-    mean: Tensor = total / len(states)
+def _likely(read: _Read, tokens: Tensor) -> Tensor:
+    """Return the logarithm (lines, vocabulary) of the mean probability, over the prompts, of what follows `tokens`."""
+    mean = read.go_on(tokens)[:, :, -1].softmax(-1).mean(0)
     return mean.clamp_min(1e-9).log()
 
 
