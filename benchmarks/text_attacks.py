@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="laptop")
     parser.add_argument("--only", nargs="*", help="cells as trigger/behavior/strength")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--clean", type=int, help="clean samples of a defense, in place of the scale's")
     parser.add_argument(
         "--neighbours", action="store_true", help="Locphylax, BackFlush, BEEAR and BD-VAX too"
     )
@@ -110,6 +111,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if not arguments.table:
         scale = SCALES[arguments.scale]
+        scale = dataclasses.replace(scale, clean=arguments.clean or scale.clean)
         bench = prepare(arguments.model, scale, arguments.out)
         cells = arguments.only or [f"{t}/{b}/{s}" for s in scale.strengths for t, b in scale.cells]
         tasks = [
