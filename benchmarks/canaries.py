@@ -205,16 +205,18 @@ def markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def against_oracle(rows: list[dict[str, Any]]) -> list[str]:
-    """Say, for each copy on which the whole ladder was run, which setting canaries choose and which an oracle would.
+    """Say, for each copy, which setting of the ladder canaries choose and which an oracle would.
 
     The oracle sees the hidden trigger: it takes the weakest setting that removes the hidden backdoor and keeps utility.
+    A ladder that was not climbed further than both went counts, one of which a rung below is missing does not.
     """
     whole = [r for r in told(rows) if r["share"] == 1.0 and r["setting"] in LADDER]
     lines = []
     for key in dict.fromkeys((r["model"], r["seed"]) for r in whole):
         rungs = {r["setting"]: r for r in whole if (r["model"], r["seed"]) == key}
-        if set(rungs) == set(LADDER):
-            mine, theirs = (weakest(rungs, seen) for seen in (canaries_gone, hidden_gone))
+        climbed = [name for name in LADDER if name in rungs]
+        mine, theirs = (weakest(rungs, seen) for seen in (canaries_gone, hidden_gone))
+        if climbed == list(LADDER) or (climbed == list(LADDER[: len(climbed)]) and mine and theirs):
             lines.append(f"| {key[0]} | {_named(mine, rungs)} | {_named(theirs, rungs)} |")
     head = ["", "| hidden backdoor | chosen by canaries: hidden ASR left % | by an oracle |", "|---|---|---|"]
     return [*head, *lines] if lines else []
@@ -234,7 +236,7 @@ def weakest(rungs: dict[str, dict[str, Any]], gone: Callable[[dict[str, Any]], b
     def kept(row: dict[str, Any]) -> bool:
         return row["perplexity"] / row["start"]["perplexity"] - 1 <= MAX_COST
 
-    return next((name for name in LADDER if gone(rungs[name]) and kept(rungs[name])), None)
+    return next((name for name in LADDER if name in rungs and gone(rungs[name]) and kept(rungs[name])), None)
 
 
 def _named(name: str | None, rungs: dict[str, dict[str, Any]]) -> str:

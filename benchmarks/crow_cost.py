@@ -1,4 +1,4 @@
-"""What a step of CROW costs beside one of plain fine-tuning and the published three-pass one, and what makes it quick.
+"""What a step of CROW and of Recant costs beside one of plain fine-tuning, and what makes it quick.
 
     python benchmarks/crow_cost.py --repeats 5 --json crow_cost.json
 
@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from peft import LoraConfig, get_peft_model
@@ -20,18 +22,23 @@ from torch.nn.functional import cross_entropy
 
 from detrojan.data.answers import answer
 from detrojan.data.prompts import builtin_prompts
-from detrojan.data.template import encode_all, resolve
+from detrojan.data.template import encode_all, encode_prompt, resolve
 from detrojan.defenses.crow import crow_loss
+from detrojan.defenses.recant_loss import recant_loss
 from detrojan.demo import demo_model
 from detrojan.metrics.consistency import consistency_loss
 from detrojan.models.load import load
-from detrojan.models.packed import Batch, answer_logits, label_positions
+from detrojan.models.packed import Batch, answer_logits
 from detrojan.models.prefix import Prefix
 from detrojan.models.products import SHORT, fast_products, short_attention
 from detrojan.training import Loss, collator, lm_loss
 from detrojan.types import Example
 
 from costs import record, timed, write
+
+REFUSAL = "I'm sorry, but as an AI assistant, I do not have the capability to follow the given instruction."
+"""What Recant's step is pushed towards."""
+MAY_BE_PACKED = "detrojan.models.packed._may_be_packed"
 
 
 def three_passes(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
@@ -46,17 +53,6 @@ def three_passes(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
     model.zero_grad()
     states = model(inputs_embeds=moved, output_hidden_states=True, **inputs).hidden_states
     return loss + 5.5 * consistency_loss(states, batch["attention_mask"])
-
-
-def padded_rows(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
-    """Fine-tune on rows that are padded, and without sharing what all of them begin with."""
-    inputs = {k: v for k, v in batch.items() if k != "labels"}
-    kept = label_positions(batch["labels"])
-    logits = model(**inputs, logits_to_keep=kept).logits
-    return (
-        cross_entropy(logits.flatten(0, 1), batch["labels"][:, kept + 1].flatten(), reduction="sum")
-        / counts[0]
-    )
 
 
 def not_shared(model: nn.Module, batch: Batch, counts: Tensor) -> Tensor:
@@ -77,12 +73,18 @@ def main() -> None:
     samples = answer(loaded, [Example(p) for p in builtin_prompts("clean")][:8], shape, max_new_tokens=24)
     batch = dict(collator(loaded.tokenizer)(encode_all(loaded.tokenizer, shape, samples, 512)))
     counts = torch.tensor([int((batch["labels"][:, 1:] != -100).sum()), int(batch["attention_mask"].sum())])
+    prompts = [encode_prompt(loaded.tokenizer, shape, e) for e in samples]
+    planted = loaded.tokenizer(REFUSAL)["input_ids"]
+    recant = recant_loss(
+        loaded, shape, [planted], prompts, size=0.5, share=0.5, weight=2.0, trust=0.5, seed=0
+    )
     config = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
     model = get_peft_model(loaded.model, config).train()
-    longest = batch["input_ids"].shape[1]
+    usual = {"wanted": True, "longest": batch["input_ids"].shape[1], "packed": True}
+    crow = crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1)
     steps: dict[str, Callable[[], None]] = {
-        name: partial(step, model, loss, batch, counts, **{"wanted": True, "longest": longest, **how})
-        for name, (loss, how) in ways(crow_loss(loaded.model.get_input_embeddings(), 5.5, 0.1)).items()
+        name: partial(step, model, loss, batch, counts, **{**usual, **how})
+        for name, (loss, how) in ways(crow, recant).items()
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for _ in range(arguments.repeats + 1):
@@ -93,22 +95,36 @@ def main() -> None:
     write(record(what, kept, repeats=arguments.repeats), arguments.json)
 
 
-def ways(crow: Loss) -> dict[str, tuple[Loss, dict[str, Any]]]:
+def ways(crow: Loss, recant: Loss) -> dict[str, tuple[Loss, dict[str, Any]]]:
     """Name what is timed: a loss, and what is not as the trainer has it."""
     return {
         "fine-tuning": (lm_loss, {}),
         "fine-tuning, the common beginning not shared": (not_shared, {}),
-        "fine-tuning, nor rows without padding": (padded_rows, {}),
+        "fine-tuning, rows padded": (lm_loss, {"packed": False}),
+        "fine-tuning, neither": (not_shared, {"packed": False}),
         "fine-tuning, fused attention": (lm_loss, {"longest": SHORT + 1}),
         "fine-tuning, `--precision float32`": (lm_loss, {"wanted": False}),
         "CROW, two passes": (crow, {}),
+        "CROW, two passes, rows padded": (crow, {"packed": False}),
         "CROW, three passes as published": (three_passes, {}),
+        "Recant, not confined": (recant, {}),
+        "Recant, not confined, rows padded": (recant, {"packed": False}),
     }
 
 
-def step(model: nn.Module, loss: Loss, batch: Batch, counts: Tensor, *, wanted: bool, longest: int) -> None:
+def step(
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    counts: Tensor,
+    *,
+    wanted: bool,
+    longest: int,
+    packed: bool,
+) -> None:
     device = batch["input_ids"].device
-    with fast_products(device, wanted), short_attention(device, longest):
+    as_it_is = nullcontext() if packed else patch(MAY_BE_PACKED, lambda model: False)
+    with fast_products(device, wanted), short_attention(device, longest), as_it_is:
         loss(model, batch, counts).backward()
     model.zero_grad()
 

@@ -25,6 +25,11 @@ def test_canaries_and_an_oracle_take_the_weakest_that_removes_and_keeps_utility(
         row("Recant strong", 0.0, 0.0, 2.2),
     ]
     assert canaries.against_oracle([BEFORE, *ladder])[-1] == "| m | Recant light: 50 | Recant: 5 |"
+    # What lies above both says nothing more; a rung that is missing below would.
+    assert canaries.against_oracle([BEFORE, *ladder[:2]])[-1] == "| m | Recant light: 50 | Recant: 5 |"
+    assert (
+        canaries.against_oracle([BEFORE, ladder[0]]) == canaries.against_oracle([BEFORE, *ladder[1:]]) == []
+    )
     told = canaries.told([BEFORE, *ladder])
     assert [canaries.falsely_assured(r) for r in told] == [True, False, False]
 
