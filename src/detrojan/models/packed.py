@@ -22,8 +22,8 @@ from detrojan.models.prefix import Prefix, begin, in_one_piece, keeps_all
 Batch = dict[str, Tensor]
 """`input_ids`, `attention_mask`, `labels` (rows, tokens), padded on the right; -100 where no label is learned."""
 
-LONGEST = 512
-"""Tokens in one line: what its tokens attend over grows with their square."""
+LONGEST = 192
+"""Tokens in one line, where more than one row is in it: what they attend over grows with their square."""
 BY_MASK = {"create_causal_mask", "ALL_ATTENTION_FUNCTIONS"}
 """What a model's file imports where the mask alone decides which tokens attend to which."""
 
