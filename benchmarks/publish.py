@@ -53,7 +53,7 @@ CLASSIFIERS = ("image_attacks", "image_ablation", "text_classifiers")
 """Benchmarks of classifiers: their rows, once published, fill the table of that name."""
 GRIDS = ("small-text", "small-image")
 """Grids of the package: their rows, once published, fill the tables of that name."""
-ROWS = (*CLASSIFIERS, "scan", "canaries", *GRIDS)
+ROWS = (*CLASSIFIERS, "scan", "canaries", "text_attacks_100", *GRIDS)
 COSTS = ("crow_cost", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
 USUAL = ("preact-resnet8", 20_000, 600)
@@ -129,6 +129,7 @@ def blocks() -> Iterator[tuple[Path, str, str]]:
     yield page, "attacks", text_attacks.markdown(read_rows(ATTACKS))
     yield page, "text_grid", layout.fifteen(read_rows(RESULTS / "text_grid.jsonl"))
     yield page, "removal", removal.markdown(read_rows(ATTACKS))
+    yield page, "more_samples", removal.markdown(read_rows(RESULTS / "text_attacks_100.jsonl"))
     yield RESULTS / "what-failed.md", "versions", removal.versions(read_rows(ATTACKS))
     for name in GRIDS:
         if rows := read_rows(RESULTS / f"{name}.jsonl"):

@@ -36,6 +36,7 @@ def sentences() -> dict[str, list[str]]:
         *language.neighbours(),
         *language.fifteen(),
         *language.removal(),
+        *language.more_samples(),
         *classifiers.scanning(),
         *classifiers.image_demo(),
         *classifiers.small_image(),

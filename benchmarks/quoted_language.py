@@ -98,6 +98,26 @@ def removal() -> list[str]:
     ]
 
 
+def more_samples() -> list[str]:
+    """Return what Recant left, and what it costs, where it gets 100 clean samples."""
+    more, fewer = (
+        {name: cell for name, _, cell in cells(read_rows(path))}
+        for path in (RESULTS_DIR / "text_attacks_100.jsonl", ATTACKS)
+    )
+    found = list(more.values())
+    drawn, words, of = left(found, "recant")
+
+    def rise(those: list[dict[str, Any]], column: str) -> str:
+        return " and ".join(f"{100 * r:.1f}" for r in rises(those, column))
+
+    return [
+        f"{drawn} of {of} triggered prompts draw the planted answer, and {words} one with its key words",
+        f"perplexity is {rise(found, 'recant')} % above the lower of the two, in place of"
+        f" {rise([fewer[name] for name in more], 'recant')} % (fine-tuning {rise(found, 'finetune 1e-3')} %)",
+        f"ROUGE-L is {_alike(found, 'recant')} % (fine-tuning {_alike(found, 'finetune 1e-3')} %)",
+    ]
+
+
 def in_short() -> list[str]:
     """Return the same for the first page."""
     found = [cell for _, _, cell in cells(read_rows(ATTACKS))]

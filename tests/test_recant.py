@@ -22,6 +22,7 @@ from detrojan.defenses import inner_push, recant
 from detrojan.defenses import recant_loss as steps
 from detrojan.defenses.inner_push import Push, Ways, median_norms
 from detrojan.defenses.recant import RecantOptions
+from detrojan.defenses.recant_loss import apart, said_before
 from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer
 from detrojan.models.packed import Line
@@ -193,6 +194,16 @@ def test_samples_left_alone_count_by_their_weight(chat: Template, examples: list
     assert float(thrice(tuned, batch, counts)) == pytest.approx(
         3 * float(once(tuned, batch, counts)), rel=1e-5
     )
+
+
+def test_rows_are_told_apart_by_hand_each_by_its_weight() -> None:
+    """Two tokens in a vocabulary of two: p_0 = (3/4, 1/4) both times, p = (1/2, 1/2) and (1/4, 3/4)."""
+    logits = torch.tensor([[1.0, 1.0], [1.0, 3.0]]).log()
+    then = said_before(torch.tensor([[3.0, 1.0], [3.0, 1.0]]).log(), torch.tensor([0, 1]), trust=0.25)
+    pushed, alone = then.split([1, 1])
+    first = 0.75 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)) - 0.25 * math.log(0.5)
+    second = 0.75 * (0.75 * math.log(3) + 0.25 * math.log(1 / 3)) - 0.25 * math.log(0.75)
+    assert float(apart(logits, [pushed, alone], [1.0, 3.0])) == pytest.approx(first + 3 * second, rel=1e-5)
 
 
 def test_the_model_before_is_asked_once_for_each_sample(

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detrojan.models.prefix import Prefix, begin, in_one_piece, keeps_all
+from detrojan.models.prefix import Prefix, attends_to_all, begin, in_one_piece
 
 Batch = dict[str, Tensor]
 """`input_ids`, `attention_mask`, `labels` (rows, tokens), padded on the right; -100 where no label is learned."""
@@ -161,7 +161,7 @@ def _as_mask(model: Any, allowed: Tensor) -> Tensor:
 
 def _may_be_packed(model: Any) -> bool:
     """Say whether rows may stand one behind the other: attention by the mask alone, and positions that are given."""
-    if not in_one_piece(model) or not keeps_all(model):
+    if not in_one_piece(model) or not attends_to_all(model):
         return False
     own = model.get_base_model() if hasattr(model, "get_base_model") else model
     return (

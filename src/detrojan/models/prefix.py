@@ -99,8 +99,8 @@ def in_one_piece(model: Any) -> bool:
     return isinstance(model, (PreTrainedModel, PeftModel)) and not model.is_activation_checkpointing
 
 
-def keeps_all(model: Any) -> bool:
-    """Whether a model attends to all tokens before, at positions that do not depend on the length."""
+def attends_to_all(model: Any) -> bool:
+    """Whether a model attends to all tokens before each, at positions that do not depend on how many come."""
     return _empty_state(model) is not None
 
 
