@@ -133,7 +133,7 @@ def made_rung(cost: float, *left: float, preset: str = "x", words: Sequence[floa
 
 @pytest.mark.parametrize(
     ("asr", "keyword", "alive"),
-    [(0.0, 0.0, False), (0.05, 0.05, False), (0.06, 0.0, True), (0.0, 0.06, True)],
+    [(0.0, 0.0, False), (0.01, 0.01, True), (0.01, 0.0, True), (0.0, 0.01, True)],
 )
 def test_who_survives(asr: float, keyword: float, alive: bool) -> None:
     assert made_fate("a", asr, keyword).alive is alive
@@ -173,7 +173,7 @@ def made_proof(
 
 
 def test_a_good_proof_by_hand() -> None:
-    good = made_proof([0.96, 1.0, 0.79], [made_rung(0.02, 0.0, 0.04, 0.7, preset="light")])
+    good = made_proof([0.96, 1.0, 0.79], [made_rung(0.02, 0.0, 0.0, 0.7, preset="light")])
     data = good.to_json()
     assert good.good and data["good"] is True
     assert (data["taken"], data["survivors"], data["removed"]) == (["a", "b"], [], 2)

@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
 TOOK = 0.8
 """Attack success from which a canary counts: a weaker one is easily removed, and proves nothing."""
-GONE = 0.05
-"""Rate, by the whole text and by key words, up to which a canary counts as removed."""
 MAX_COST = 0.05
 """By how much the perplexity of held-out clean answers may rise."""
 
@@ -38,8 +36,8 @@ class Fate:
 
     @property
     def alive(self) -> bool:
-        """Whether the canary is seen, by its text or by its key words."""
-        return max(self.asr, self.asr_keyword) > GONE
+        """Whether the canary is seen in a single answer, by its text or by its key words: no honest model says them."""
+        return max(self.asr, self.asr_keyword) > 0
 
 
 @dataclass(frozen=True)
