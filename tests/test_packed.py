@@ -22,15 +22,18 @@ KINDS = ["llama", "gpt2", "opt", "qwen3", "phi3", "mixtral"]
 SHARED = 20
 
 
-def batch(rows: int = 3, shared: int = SHARED) -> dict[str, Tensor]:
-    """Rows of different lengths, padded on the right, that begin alike; the last five tokens are learned."""
+def batch(rows: int = 3, shared: int = SHARED, step: int = 7) -> dict[str, Tensor]:
+    """Rows of different lengths, padded on the right, that begin alike; the last five tokens are learned.
+
+    The last is 13 tokens longer than what is shared, each one before it by `step` more.
+    """
     generator = torch.Generator().manual_seed(0)
-    width = shared + 6 + 2 * rows
+    width = shared + 13 + step * (rows - 1)
     ids = torch.randint(6, 400, (rows, width), generator=generator)
     ids[:, :shared] = ids[0, :shared].clone()
     mask, labels = torch.ones_like(ids), torch.full_like(ids, -100)
     for row in range(rows):
-        end = width - 2 * row
+        end = width - step * row
         mask[row, end:] = 0
         ids[row, end:] = 0
         labels[row, end - 5 : end] = ids[row, end - 5 : end]
@@ -93,13 +96,13 @@ def test_logits_and_gradients_are_those_of_rows_alone(kind: str, lora: bool) -> 
     assert tokens_read(model, inputs) == real(inputs) - 2 * SHARED
 
 
-@pytest.mark.parametrize(("longest", "calls"), [(512, 1), (19, 2), (1, 3)])
+@pytest.mark.parametrize(("longest", "calls"), [(512, 1), (47, 2), (1, 3)])
 def test_a_line_takes_as_many_rows_as_fit(longest: int, calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packed, "LONGEST", longest)
     model, inputs = pico_model(), batch()
     assert (
         len(list(lines(model, inputs, begin(model, inputs)))) == calls
-    )  # of 12, 10 and 8 tokens of their own
+    )  # of 27, 20 and 13 tokens of their own
     exact(model, inputs)
 
 
@@ -107,6 +110,12 @@ def test_rows_that_share_nothing_are_not_padded_either() -> None:
     model, inputs = pico_model(), batch(shared=prefix.MIN_SHARED - 1)
     exact(model, inputs)
     assert tokens_read(model, inputs) == real(inputs)
+
+
+def test_rows_of_nearly_one_length_are_quicker_beside_one_another() -> None:
+    model, inputs = pico_model(), batch(step=2)
+    exact(model, inputs)
+    assert tokens_read(model, inputs) == SHARED + inputs["input_ids"][:, SHARED:].numel()
 
 
 def test_plain_attention_takes_its_mask_as_numbers() -> None:
@@ -119,16 +128,16 @@ def test_plain_attention_takes_its_mask_as_numbers() -> None:
 def test_what_a_line_says_of_its_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     model, inputs = pico_model(), batch()
     [line] = lines(model, inputs, Prefix(SHARED))
-    assert line.places == {0: (0, -20), 1: (0, -8), 2: (0, 2)}  # of 12, 10 and 8 tokens behind those read
-    assert line.real.shape == (1, 30) and line.real.all()
-    assert line.inputs["position_ids"][0].tolist() == [*range(20, 32), *range(20, 30), *range(20, 28)]
+    assert line.places == {0: (0, -20), 1: (0, 7), 2: (0, 27)}  # of 27, 20 and 13 tokens behind those read
+    assert line.real.shape == (1, 60) and line.real.all()
+    assert line.inputs["position_ids"][0].tolist() == [*range(20, 47), *range(20, 40), *range(20, 33)]
     for row, (_, start) in line.places.items():
         own = line.inputs["input_ids"][0, start + SHARED : start + 28]
         assert own.tolist() == inputs["input_ids"][row, SHARED:28].tolist()
     monkeypatch.setattr(packed, "_may_be_packed", lambda model: False)
     [beside] = lines(model, inputs, Prefix(SHARED))
     assert beside.places == {0: (0, -20), 1: (1, -20), 2: (2, -20)}
-    assert beside.real.sum(1).tolist() == [12, 10, 8]
+    assert beside.real.sum(1).tolist() == [27, 20, 13]
 
 
 @pytest.mark.parametrize(
@@ -220,7 +229,7 @@ def test_nothing_to_learn_is_nothing_to_share() -> None:
     assert logits.shape == (0, model.config.vocab_size) and not len(labels)
 
 
-@pytest.mark.parametrize("longest", [512, 19, 1])
+@pytest.mark.parametrize("longest", [512, 47, 1])
 def test_pushes_follow_their_rows(longest: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Changes of a row's tokens give the same logits and slopes, wherever the row lies."""
     model, inputs = pico_model(), batch()

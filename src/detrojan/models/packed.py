@@ -1,8 +1,9 @@
 """Rows of a batch as a model is given them for what they cost least: no padding, and logits where labels are.
 
-On a CPU time follows the number of tokens. There the rows of a batch are put one behind the other, as one row whose
-tokens attend to those of their own row alone, with the position that they have in it; what all of them begin with is
-read once (`models.prefix`). On a GPU, and in models of which that would not be exact, they stay beside one another.
+On a CPU time follows the number of tokens. There rows of different lengths are put one behind the other, as one row
+whose tokens attend to those of their own row alone, with the position that they have in it; what all of a batch begin
+with is read once (`models.prefix`). On a GPU, where little is saved, and in models of which that would not be exact,
+rows stay beside one another, padded.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ Batch = dict[str, Tensor]
 
 LONGEST = 192
 """Tokens in one line, where more than one row is in it: what they attend over grows with their square."""
+WORTH = 0.8
+"""Share of the tokens that are no padding, from which on rows are run quicker beside one another."""
 BY_MASK = {"create_causal_mask", "ALL_ATTENTION_FUNCTIONS"}
 """What a model's file imports where the mask alone decides which tokens attend to which."""
 
@@ -76,8 +79,8 @@ def answer_logits(
 def lines(model: Any, batch: Batch, beginning: Prefix | None = None) -> Iterator[Line]:
     """Give the rows of a batch, without what was read of them in `beginning`, as lines that a model is given."""
     beginning = beginning or Prefix()
-    ids = batch["input_ids"]
-    if ids.device.type == "cpu" and len(ids) > 1 and _may_be_packed(model):
+    mask = batch["attention_mask"][:, beginning.length :]
+    if mask.device.type == "cpu" and mask.sum() < WORTH * mask.numel() and _may_be_packed(model):
         for rows in _together(batch, beginning.length):
             yield _behind(model, batch, beginning, rows)
     else:
