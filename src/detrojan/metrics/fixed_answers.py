@@ -233,7 +233,7 @@ def _followed(read: _Read, lines: _Lines, lengths: range, ends: list[int]) -> tu
     to KEPT. Once it shows which go on by heart, those are kept that do.
     """
     own = read.repeated(len(lines.said))
-    own.go_on(lines.said[:, :-1], kept=torch.empty(0, dtype=torch.long))
+    own.go_on(lines.said[:, :-1], kept=torch.empty(0, dtype=torch.long, device=lines.said.device))
     found: list[_Said] = []
     many = len(lines.said)
     for length in lengths:
