@@ -54,7 +54,7 @@ CLASSIFIERS = ("image_attacks", "image_ablation", "text_classifiers")
 GRIDS = ("small-text", "small-image")
 """Grids of the package: their rows, once published, fill the tables of that name."""
 ROWS = (*CLASSIFIERS, "scan", "canaries", "text_attacks_100", *GRIDS)
-COSTS = ("crow_cost", "ulrl_cost")
+COSTS = ("crow_cost", "crow_cost_avx2", "ulrl_cost")
 PAPERS = ROOT / "src" / "detrojan" / "bench" / "published.yaml"
 USUAL = ("preact-resnet8", 20_000, 600)
 """The setting of the image attacks that the README shows."""
