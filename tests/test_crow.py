@@ -14,6 +14,7 @@ from detrojan.data.template import encode_all
 from detrojan.defenses.crow import CrowOptions, crow, crow_loss, fgsm
 from detrojan.errors import NonFiniteLossError
 from detrojan.metrics.consistency import consistency_loss
+from detrojan.models import packed
 from detrojan.training import collator
 from detrojan.types import Example, Run
 
@@ -99,6 +100,22 @@ def test_ablations_are_other_losses_that_train(ablation: dict[str, str]) -> None
     first = next(p for name, p in model.named_parameters() if "layers.0" in name)
     (gradient,) = torch.autograd.grad(other, first)
     assert gradient.abs().sum() > 0
+
+
+@pytest.mark.parametrize("longest", [512, 20, 1])
+def test_rows_behind_one_another_give_the_gradients_of_padded_ones(
+    longest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, batch, passes = pico_model(), batch_of([6, 12, 8]), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    loss, weights = crow_loss(model.get_input_embeddings(), 5.5, 0.1), list(model.parameters())
+    monkeypatch.setattr(packed, "LONGEST", longest)
+    mine = torch.autograd.grad(loss(model, batch, counts_of(batch)), weights)
+    assert len(passes) == 2 * {512: 1, 20: 2, 1: 3}[longest]
+    monkeypatch.setattr(packed, "_may_be_packed", lambda model: False)
+    padded = torch.autograd.grad(loss(model, batch, counts_of(batch)), weights)
+    for a, b in zip(mine, padded, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
 
 
 def test_padding_changes_nothing() -> None:

@@ -25,6 +25,7 @@ from detrojan.defenses.recant import RecantOptions
 from detrojan.defenses.recant_loss import apart, said_before
 from detrojan.errors import InputError
 from detrojan.metrics.fixed_answers import FixedAnswer
+from detrojan.models import packed, prefix
 from detrojan.models.packed import Line
 from detrojan.training import collator, lm_loss
 from detrojan.types import Example, Loaded, Run, Template
@@ -237,6 +238,26 @@ def test_the_model_before_is_asked_once_whichever_half_a_sample_falls_into(
     for _ in range(4):
         loss(tuned, batch, counts)
     assert len(asked) == 1
+
+
+def test_a_step_reads_the_beginning_once_for_all_its_passes(
+    chat: Template, examples: list[Example], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The climb on pushed prompts, and one pass over those and the samples that are left alone."""
+    model = loaded()
+    prompts = [encode_prompt(model.tokenizer, chat, e) for e in examples]
+    loss = steps.recant_loss(
+        model, chat, [(7, 11, 13)], prompts, size=1.0, share=0.5, weight=1.0, trust=0.25, seed=0
+    )
+    batch, counts = batch_of(model, chat, examples)
+    tuned, read = with_lora(model, moved=True), []
+    loss(tuned, batch, counts)  # p_0 is asked in the first step alone
+    monkeypatch.setattr(prefix, "MIN_SHARED", 1)
+    monkeypatch.setattr(packed, "_may_be_packed", lambda model: False)
+    tuned.get_input_embeddings().register_forward_hook(lambda m, i, o: read.append(tuple(i[0].shape)))
+    loss(tuned, batch, counts)
+    assert [rows for rows, _ in read] == [1, 2, 4]
+    assert read[0][1] == steps._frame(model, chat)[0]
 
 
 def test_a_push_draws_its_answer_more_with_every_batch(
